@@ -1,0 +1,48 @@
+# `make demo` exports the shipped model and generates with it; `make test` runs all checks.
+# Both set up what they need in .venv first.
+
+PYTHON ?= python3
+# The whole of the tested PyTorch. Set TORCH to install another build, such as one for a GPU.
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO := build/numbers
+CHECKPOINT := $(addprefix examples/numbers/,config.json model.safetensors tokenizer.json)
+
+.PHONY: demo test lint types pytest install clean
+
+demo: $(DEMO)/bundle.json
+	@echo
+	@$(BIN)/drl-generate $(DEMO) --verbose < examples/numbers/samples.txt
+
+$(DEMO)/bundle.json: $(INSTALLED) $(CHECKPOINT) $(wildcard export/*.py export/*/*.py plugins/ops/*.py)
+	$(BIN)/drl-export examples/numbers $(DEMO) --force
+	@touch $@
+
+test: lint types pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+# mypy cannot see through an editable install, so it checks an ordinary one.
+types: $(INSTALLED)
+	@rm -rf build/types
+	$(BIN)/pip install --quiet --no-deps --target build/types .
+	MYPYPATH=build/types $(BIN)/mypy -p drl.plugins -p drl.runtime -p drl.export
+
+pytest: $(INSTALLED)
+	$(BIN)/pytest
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable ".[cpu,export,dev]"
+	@touch $@
+
+clean:
+	rm -rf build dist .venv *.egg-info

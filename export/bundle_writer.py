@@ -1,0 +1,191 @@
+"""Write a bundle: all of it in a temporary folder, which takes its name only when it is whole."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from drl.export.model import ModelConfig
+from drl.runtime.bundle import MANIFEST_NAME
+from drl.runtime.errors import ExportError
+from drl.runtime.manifest import FORMAT, FORMAT_VERSION
+
+_DTYPES = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.INT32: "int32",
+    ir.DataType.INT64: "int64",
+    ir.DataType.BOOL: "bool",
+}
+_TOOLS = ("drl", "onnx", "onnx-ir", "onnxscript", "torch")
+
+
+@dataclass(frozen=True)
+class BundleContents:
+    """What the manifest says beside the files: configuration, target and the finished graphs."""
+
+    config: ModelConfig
+    target: str
+    precision: str
+    graphs: Mapping[str, ir.Model]
+
+
+@contextmanager
+def new_folder(destination: Path, *, force: bool) -> Iterator[Path]:
+    """Give a temporary folder that becomes `destination` if the block ends well.
+
+    However the block ends, nothing half-made is left, and an earlier folder is replaced only by
+    a whole one.
+
+    Raises:
+        ExportError: The destination exists and `force` is off, or it cannot be written.
+    """
+    if destination.exists() and not force:
+        raise ExportError(f"{destination} exists already; give --force to replace it")
+    if force and destination.exists() and not _is_replaceable(destination):
+        raise ExportError(
+            f"{destination} is no bundle, so --force will not replace it; choose another place"
+        )
+    temporary: Path | None = None
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{destination.name}.partial-"
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=destination.parent))
+        temporary.chmod(0o755)
+        yield temporary
+        _move_into_place(temporary, destination)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ExportError(
+            f"cannot write {destination}: {reason}; nothing was changed there, choose another "
+            "place or make room"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_manifest(
+    folder: Path, contents: BundleContents, parity: Mapping[str, Any] | None
+) -> None:
+    """Write `bundle.json` for all other files that lie in `folder`.
+
+    Args:
+        folder: The bundle under construction.
+        contents: What it was made from.
+        parity: Summary of the verification, or None if there was none.
+    """
+    config = contents.config
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "producer": {tool: metadata.version(tool) for tool in _TOOLS},
+        "target": contents.target,
+        "precision": contents.precision,
+        "model": config.to_dict(),
+        "tokens": {
+            "pad": config.pad_token_id,
+            "eos": config.eos_token_id,
+            "start": config.decoder_start_token_id,
+        },
+        "limits": {
+            "vocab_size": config.vocab_size,
+            "max_source_length": config.max_source_length,
+            "max_target_length": config.max_target_length,
+        },
+        "cache": {
+            "decoder_layers": config.decoder_layers,
+            "kv_heads": config.kv_heads,
+            "head_dim": config.head_dim,
+            "dtype": "float32",
+        },
+        "paths": _describe_paths(config),
+        "path_router": _describe_router(config),
+        "graphs": {name: _describe_graph(name, m) for name, m in contents.graphs.items()},
+        "files": {
+            path.name: _describe_file(path)
+            for path in sorted(folder.iterdir())
+            if path.name != MANIFEST_NAME
+        },
+        "parity": parity,
+    }
+    write_json(folder / MANIFEST_NAME, document)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON file for people and programs to read."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _is_replaceable(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / MANIFEST_NAME).exists() or not any(folder.iterdir()))
+
+
+def _move_into_place(temporary: Path, destination: Path) -> None:
+    if not destination.exists():
+        temporary.rename(destination)
+        return
+    prefix = f".{destination.name}.replaced-"
+    aside = Path(tempfile.mkdtemp(prefix=prefix, dir=destination.parent))
+    destination.rename(aside / destination.name)
+    try:
+        temporary.rename(destination)
+    except BaseException:
+        (aside / destination.name).rename(destination)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _describe_paths(config: ModelConfig) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": path.name,
+            "layers": list(path.layers),
+            "experts_per_token": path.experts_per_token,
+            "keep_ratio": path.keep_ratio,
+            "cost": cost,
+        }
+        for path, cost in zip(config.paths, config.path_costs, strict=True)
+    ]
+
+
+def _describe_router(config: ModelConfig) -> dict[str, Any] | None:
+    router = config.path_router
+    return None if router is None else {"head": router.head, "threshold": router.threshold}
+
+
+def _describe_graph(name: str, model: ir.Model) -> dict[str, Any]:
+    operators = Counter(
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        for node in model.graph.all_nodes()
+    )
+    return {
+        "file": f"{name}.onnx",
+        "nodes": operators.total(),
+        "operators": dict(sorted(operators.items())),
+        "inputs": [_describe_value(value) for value in model.graph.inputs],
+        "outputs": [_describe_value(value) for value in model.graph.outputs],
+    }
+
+
+def _describe_value(value: ir.Value) -> dict[str, Any]:
+    assert value.dtype is not None
+    assert value.shape is not None
+    shape = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+    return {"name": value.name, "dtype": _DTYPES[value.dtype], "shape": shape}
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}

@@ -1,0 +1,107 @@
+"""`drl-export`: the front door, from a checkpoint to a bundle."""
+
+import time
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from drl.export.exporter import ExportOptions, Precision, Target, export
+from drl.export.parity import ParityReport
+from drl.runtime.bundle import Bundle
+from drl.runtime.commands.common import clean_errors, file_size
+
+_STAGES = {
+    "load": "reading the checkpoint",
+    "emit": "emitting the graphs",
+    "passes": "lowering them to the target",
+    "write": "writing graphs and weights",
+    "verify": "comparing with eager PyTorch",
+}
+
+
+class _StageClock:
+    """Prints each stage as it begins, and the seconds it took when the next one does."""
+
+    def __init__(self) -> None:
+        self._begun: float | None = None
+
+    def __call__(self, stage: str) -> None:
+        self.finish()
+        click.echo(f"{_STAGES[stage]:<30}", nl=False, err=True)
+        self._begun = time.perf_counter()
+
+    def finish(self, note: str = "") -> None:
+        """End the stage under way, if there is one."""
+        if self._begun is not None:
+            seconds = time.perf_counter() - self._begun
+            click.echo(note or f"{seconds:6.1f} s", err=True)
+            self._begun = None
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    type=click.Choice(get_args(Target)),
+    default="ort-cpu",
+    show_default=True,
+    help="portable: standard operators only. ort-cpu: ONNX Runtime's own attention kernel.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default="fp32",
+    show_default=True,
+    help="Of weights and arithmetic.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--no-verify", is_flag=True, help="Do not compare the bundle with eager PyTorch.")
+@clean_errors
+def main(
+    checkpoint: Path,
+    bundle: Path,
+    target: Target,
+    precision: Precision,
+    force: bool,
+    no_verify: bool,
+) -> None:
+    """Export CHECKPOINT, a folder or a state dict beside its config.json, to the folder BUNDLE.
+
+    The bundle is checked against the PyTorch model before it takes its place; a failed or
+    interrupted export leaves nothing behind.
+    """
+    clock = _StageClock()
+    options = ExportOptions(target, precision, force=force, verify=not no_verify)
+    try:
+        report = export(checkpoint, bundle, options, progress=clock)
+    except BaseException:
+        clock.finish(note="failed")
+        raise
+    clock.finish()
+    click.echo(_describe(Bundle.load(bundle, verify_hashes=False), report))
+
+
+def _describe(bundle: Bundle, report: ParityReport | None) -> str:
+    """Return the table that ends an export: files, nodes and parity."""
+    lines = ["", f"{bundle.folder}  ({bundle.manifest.target}, {bundle.manifest.precision})"]
+    nodes = {graph.file: graph.nodes for graph in bundle.manifest.graphs.values()}
+    for name, info in bundle.manifest.files.items():
+        count = f"{nodes[name]} nodes" if name in nodes else ""
+        lines.append(f"  {name:<16}{file_size(info.bytes):>10}  {count}")
+    if report is None:
+        return "\n".join([*lines, "  not compared with PyTorch (--no-verify)"])
+    routes = report.routes
+    lines.append(f"  largest difference from PyTorch, over {_positions(report)} positions:")
+    for path in report.paths:
+        lines.append(f"    path {path.path:<12} logits {path.drift:.1e}")
+    lines.append(
+        f"  expert choices: {routes.compared} clear ones, {routes.wrong} wrong; "
+        f"{routes.near_ties} near ties, {routes.flips} flipped"
+    )
+    return "\n".join(lines)
+
+
+def _positions(report: ParityReport) -> int:
+    return sum(path.positions for path in report.paths)

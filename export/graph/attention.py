@@ -1,0 +1,117 @@
+"""Attention as ONNX nodes."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from drl.export.graph.emitter import Emitter
+from drl.export.graph.positions import Rotary
+from drl.plugins.ops import CACHED_ATTENTION
+
+
+@dataclass(frozen=True)
+class SelfAttentionValues:
+    """What all self-attention layers of a graph share.
+
+    Attributes:
+        rotary: Rotary tables, or None.
+        bias: Added to the scores, or None: `[B, H or 1, S, S]` in the encoder, where it is the
+            padding mask too; `[B, H, T, L]` in the decoder, where the cache does the masking.
+        lengths: Tokens in the cache, int32 `[B]`; None in the encoder.
+    """
+
+    rotary: Rotary | None
+    bias: ir.Value | None
+    lengths: ir.Value | None = None
+
+
+def emit_self_attention(
+    e: Emitter, name: str, x: ir.Value, shared: SelfAttentionValues
+) -> ir.Value:
+    """Emit the encoder's `SelfAttention` called `name`: `[B, S, d]` to `[B, S, d]`."""
+    config = e.config
+    with e.scope(name):
+        query, key, value = _project(e, x, shared)
+        mixed = e.op.Attention(
+            query,
+            key,
+            value,
+            shared.bias,
+            q_num_heads=config.num_heads,
+            kv_num_heads=config.kv_heads,
+            scale=config.softmax_scale,
+        )
+        return e.linear("o", mixed)
+
+
+def emit_cached_attention(
+    e: Emitter,
+    name: str,
+    x: ir.Value,
+    shared: SelfAttentionValues,
+    past: tuple[ir.Value, ir.Value],
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Emit the decoder's `SelfAttention` called `name`, over the cache and the new tokens.
+
+    Returns:
+        The output `[B, T, d]`, and the caches with the new keys and values, `[B, N, C, h]`.
+    """
+    with e.scope(name):
+        query, key, value = _project(e, x, shared)
+        mixed, keys, values = CACHED_ATTENTION.emit(
+            e.op,
+            query,
+            key,
+            value,
+            *past,
+            shared.lengths,
+            shared.bias,
+            num_heads=e.config.num_heads,
+            scale=e.config.softmax_scale,
+        )
+        return e.linear("o", mixed), keys, values
+
+
+def emit_cross_projection(e: Emitter, name: str, states: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Emit the keys and values of `CrossAttention` `name` for `[B, K, d]`: `[B, N, K, h]` each."""
+    with e.scope(name):
+        keys, values = (
+            _split_heads(e, e.linear(side, states), e.config.kv_heads) for side in ("k", "v")
+        )
+        return keys, values
+
+
+def emit_cross_attention(
+    e: Emitter, name: str, x: ir.Value, memory: tuple[ir.Value, ir.Value], bias: ir.Value
+) -> ir.Value:
+    """Emit the `CrossAttention` called `name` over keys and values `[B, N, K, h]`.
+
+    Args:
+        e: The graph under construction.
+        name: The module's name.
+        x: `[B, T, d]`.
+        memory: Keys and values.
+        bias: Added to the scores, `[B, 1, T, K]`.
+    """
+    op, config = e.op, e.config
+    with e.scope(name):
+        query = _split_heads(e, e.linear("q", x), config.num_heads)
+        mixed = op.Attention(query, *memory, bias, scale=config.softmax_scale)
+        merged = op.Reshape(op.Transpose(mixed, perm=[0, 2, 1, 3]), [0, 0, -1])
+        return e.linear("o", merged)
+
+
+def _project(
+    e: Emitter, x: ir.Value, shared: SelfAttentionValues
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    query, key, value = (e.linear(side, x) for side in ("q", "k", "v"))
+    if shared.rotary is not None:
+        query = shared.rotary.turn(e, query, e.config.num_heads)
+        key = shared.rotary.turn(e, key, e.config.kv_heads)
+    return query, key, value
+
+
+def _split_heads(e: Emitter, x: ir.Value, heads: int) -> ir.Value:
+    """Turn `[B, T, heads·h]` into `[B, heads, T, h]`."""
+    split = e.op.Reshape(x, [0, 0, heads, e.config.head_dim])
+    return e.op.Transpose(split, perm=[0, 2, 1, 3])

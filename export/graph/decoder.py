@@ -1,0 +1,165 @@
+"""The decoder graph: every step, new tokens to logits, over a cache updated in place."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from drl.export.graph.attention import (
+    SelfAttentionValues,
+    emit_cached_attention,
+    emit_cross_attention,
+)
+from drl.export.graph.emitter import FLOAT, INT32, INT64, BranchOutput, Dims, Emitter
+from drl.export.graph.feed_forward import RoutingValues, emit_dense, emit_sparse
+from drl.export.graph.group_router import emit_group_router
+from drl.export.graph.norms import emit_norm
+from drl.export.graph.paths import PathSwitch
+from drl.export.graph.positions import emit_position_bias, emit_rotary
+from drl.export.graph.tokens import emit_embedding, emit_head, emit_steps, emit_valid
+from drl.export.model import ModelConfig
+from drl.export.weights import WeightPlan
+
+
+@dataclass(frozen=True)
+class _LayerInputs:
+    """What one layer reads: caches and cross-attention `[B, N, C or K, h]`, and shared values."""
+
+    past: tuple[ir.Value, ir.Value]
+    cross: tuple[ir.Value, ir.Value]
+    cross_bias: ir.Value
+    attention: SelfAttentionValues
+    routing: RoutingValues | None
+
+
+def emit_decoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
+    """Emit the graph from `tokens` to `logits`.
+
+    Inputs: `tokens` int64 `[B, T]`, `lengths` int32 `[B]` (tokens in the cache), `new_lengths`
+    int32 `[B]` (how many of T are real), with several paths `path` int64 `[]`, `cross_bias`
+    `[B, K]`, per layer `cross_k.{i}`, `cross_v.{i}` `[B, N, K, h]` and `past_k.{i}`,
+    `past_v.{i}` `[B, N, C, h]`. Outputs: `logits` `[B, T, V]`, per layer `present_k.{i}` and
+    `present_v.{i}` (the same buffers as the past), and `decoder_experts.{i}` int32 `[B, T, k]`
+    per sparse layer. A layer that the path skips hands on its empty caches.
+    """
+    e = Emitter("decoder", config, weights)
+    tokens = e.input("tokens", INT64, ["B", "T"])
+    lengths = e.input("lengths", INT32, ["B"])
+    new_lengths = e.input("new_lengths", INT32, ["B"])
+    switch = PathSwitch(e)
+    cross_bias = e.input("cross_bias", FLOAT, ["B", "K"])
+    cross = [_layer_pair(e, "cross", i, "K") for i in range(config.decoder_layers)]
+    past = [_layer_pair(e, "past", i, "C") for i in range(config.decoder_layers)]
+
+    steps = emit_steps(e, tokens)
+    groups = emit_group_router(e, tokens)
+    x = emit_embedding(e, tokens)
+    presents, experts = [], {}
+    with e.scope("decoder"):
+        attention = _attention_values(e, tokens, steps, lengths)
+        bias = _emit_cross_bias(e, tokens, cross_bias)
+        routing = None
+        if groups is not None and config.decoder_sparse_layers:
+            k = switch.number([path.experts_per_token for path in config.paths])
+            routing = RoutingValues(groups, emit_valid(e, steps, new_lengths), k)
+        for i in range(config.decoder_layers):
+            inputs = _LayerInputs(past[i], cross[i], bias, attention, routing)
+            x, *rest = _emit_layer(e, i, x, inputs, switch.runs(i))
+            presents.append(rest[:2])
+            if i in config.decoder_sparse_layers:
+                experts[i] = rest[2]
+        states = emit_norm(e, "norm", x)
+    e.output("logits", emit_head(e, states), ["B", "T", config.vocab_size])
+    for i, pair in enumerate(presents):
+        for side, value in zip("kv", pair, strict=True):
+            e.output(f"present_{side}.{i}", value, _cache_dims(config, i, "C"))
+    for i, ids in experts.items():
+        e.output(f"decoder_experts.{i}", ids, _expert_dims(config, i), INT32)
+    return e.model()
+
+
+def _cache_dims(config: ModelConfig, layer: int, length: str) -> Dims:
+    """Return the dimensions of a layer's cache; a skippable layer has a length of its own."""
+    name = f"{length}.{layer}" if layer in config.skippable_layers else length
+    return ["B", config.kv_heads, name, config.head_dim]
+
+
+def _expert_dims(config: ModelConfig, layer: int) -> Dims:
+    widths = {p.experts_per_token if layer in p.layers else 0 for p in config.paths}
+    return ["B", "T", widths.pop() if len(widths) == 1 else f"k.{layer}"]
+
+
+def _layer_pair(e: Emitter, kind: str, layer: int, length: str) -> tuple[ir.Value, ir.Value]:
+    dims = _cache_dims(e.config, layer, length)
+    return (
+        e.input(f"{kind}_k.{layer}", FLOAT, dims),
+        e.input(f"{kind}_v.{layer}", FLOAT, dims),
+    )
+
+
+def _attention_values(
+    e: Emitter, tokens: ir.Value, steps: ir.Value, lengths: ir.Value
+) -> SelfAttentionValues:
+    op = e.op
+    positions = op.Add(op.Unsqueeze(op.Cast(lengths, to=INT64), [1]), steps)
+    rotary = emit_rotary(e, positions)
+    bias = None
+    if e.config.position == "t5_bias":
+        longest = op.Cast(op.ReduceMax(lengths, keepdims=0), to=INT64)
+        slots = op.Add(longest, op.Squeeze(op.Shape(tokens, start=1, end=2)))
+        bias = emit_position_bias(e, "decoder", positions, op.Range(0, slots, 1))
+    return SelfAttentionValues(rotary, bias, lengths)
+
+
+def _emit_cross_bias(e: Emitter, tokens: ir.Value, bias: ir.Value) -> ir.Value:
+    """Emit `[B, K]` as `[B, 1, T, K]`: ONNX Runtime's CPU kernel broadcasts no query dimension."""
+    op = e.op
+    width = op.Shape(tokens, start=1, end=2)
+    return op.Expand(op.Unsqueeze(bias, [1, 2]), op.Concat([1, 1], width, [1], axis=0))
+
+
+def _emit_layer(
+    e: Emitter, layer: int, x: ir.Value, inputs: _LayerInputs, condition: ir.Value | None
+) -> list[ir.Value]:
+    """Emit one layer, under `If` where some path skips it.
+
+    Returns:
+        The states `[B, T, d]`, both caches, and for a sparse layer the experts chosen.
+    """
+    config = e.config
+    sparse = layer in config.decoder_sparse_layers
+
+    def run() -> list[ir.Value]:
+        normed = emit_norm(e, "self_attention_norm", x)
+        mixed, keys, values = emit_cached_attention(
+            e, "self_attention", normed, inputs.attention, inputs.past
+        )
+        y = e.op.Add(x, mixed)
+        normed = emit_norm(e, "cross_attention_norm", y)
+        crossed = emit_cross_attention(
+            e, "cross_attention", normed, inputs.cross, inputs.cross_bias
+        )
+        y = e.op.Add(y, crossed)
+        normed = emit_norm(e, "ffn_norm", y)
+        if not sparse:
+            return [e.op.Add(y, emit_dense(e, "ffn", normed)), keys, values]
+        assert inputs.routing is not None  # emitted whenever there are sparse decoder layers
+        output, experts = emit_sparse(e, "ffn", normed, inputs.routing)
+        return [e.op.Add(y, output), keys, values, experts]
+
+    def skip() -> list[ir.Value]:
+        kept = [e.op.Identity(value) for value in (x, *inputs.past)]
+        none = e.op.ConstantOfShape([0, 0, 0], value=ir.tensor([0], dtype=INT32))
+        return [*kept, none] if sparse else kept
+
+    with e.scope(f"layers.{layer}"):
+        if condition is None:
+            return run()
+        cache = _cache_dims(config, layer, "C")
+        outputs: list[BranchOutput] = [
+            ("states", FLOAT, ["B", "T", config.d_model]),
+            ("present_k", FLOAT, cache),
+            ("present_v", FLOAT, cache),
+        ]
+        if sparse:
+            outputs.append(("experts", INT32, [None, None, None]))
+        return list(e.branch(condition, run, skip, outputs, name=f"decoder.layers.{layer}"))

@@ -1,0 +1,150 @@
+"""What every emitter works with: the graph under construction, module scopes and weights."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import onnxscript
+
+from drl.export.checkpoint import expected_shapes
+from drl.export.model import ModelConfig
+from drl.export.weights import Maker, WeightPlan, reshaped, stored_as_is, transposed
+
+OPSET = 24
+IR_VERSION = 11
+
+FLOAT, INT32, INT64, BOOL = (
+    ir.DataType.FLOAT,
+    ir.DataType.INT32,
+    ir.DataType.INT64,
+    ir.DataType.BOOL,
+)
+Dims = Sequence[int | str | None]
+BranchOutput = tuple[str, ir.DataType, Dims]
+Trace = Callable[[], Sequence[ir.Value]]
+
+
+class Emitter:
+    """Builds one graph, mirroring the PyTorch modules.
+
+    Scopes are entered under the modules' own names, so that a weight is asked for by its name
+    within its module, and nodes carry the path of the module they came from.
+
+    Attributes:
+        config: The model's configuration.
+        op: Adds a node to the graph or branch that is being built: `op.MatMul(a, b)`.
+    """
+
+    def __init__(self, name: str, config: ModelConfig, weights: WeightPlan) -> None:
+        self.config = config
+        self._weights = weights
+        self._shapes = expected_shapes(config)
+        imports = {"": OPSET, "drl": 1}
+        self.graph = ir.Graph([], [], nodes=[], opset_imports=imports, name=name)
+        self.op = onnxscript.GraphBuilder(self.graph).op
+        self._scope: list[str] = []
+
+    @contextmanager
+    def scope(self, *modules: str) -> Iterator[None]:
+        """Enter the modules of these names, outermost first."""
+        builder = self.op.builder
+        for module in modules:
+            self._scope.append(module)
+            builder.push_module(module)
+        yield
+        for _ in modules:
+            self._scope.pop()
+            builder.pop_module()
+
+    def input(self, name: str, dtype: ir.DataType, dims: Dims) -> ir.Value:
+        """Add a graph input."""
+        return self.op.builder.input(name, dtype, list(dims))
+
+    def output(self, name: str, value: ir.Value, dims: Dims, dtype: ir.DataType = FLOAT) -> None:
+        """Make `value` a graph output called `name`, with the type that the contract gives."""
+        value.type, value.shape = ir.TensorType(dtype), ir.Shape(list(dims))
+        self.op.builder.add_output(value, name)
+
+    def weight(self, name: str) -> ir.Value:
+        """Return the parameter `name` of the module in scope, as the checkpoint stores it."""
+        path = self._path(name)
+        return self.tensor(path, FLOAT, self._shapes[path], stored_as_is(path))
+
+    def matrix(self, name: str) -> ir.Value:
+        """Return the weight `name` of the module in scope, turned from [out, in] to [in, out]."""
+        path = self._path(name)
+        return self.tensor(path, FLOAT, self._shapes[path][::-1], transposed(path))
+
+    def weight_as(self, name: str, shape: tuple[int, ...]) -> ir.Value:
+        """Return the parameter `name` of the module in scope in another shape."""
+        path = self._path(name)
+        return self.tensor(path, FLOAT, shape, reshaped(path, shape))
+
+    def tensor(
+        self, path: str, dtype: ir.DataType, shape: tuple[int, ...], make: Maker
+    ) -> ir.Value:
+        """Return the tensor of the weights file with this full name, once per graph."""
+        stored = self._weights.add(path, dtype, shape, make)
+        known = self.graph.initializers.get(path)
+        if known is not None:
+            return known
+        return self.op.builder.initializer(stored, path, qualify=False)
+
+    def linear(self, name: str, x: ir.Value) -> ir.Value:
+        """Emit the `nn.Linear` called `name`: `[..., in]` to `[..., out]`."""
+        with self.scope(name):
+            return self.op.MatMul(x, self.matrix("weight"))
+
+    def branch(
+        self,
+        condition: ir.Value,
+        then: Trace,
+        otherwise: Trace,
+        outputs: Sequence[BranchOutput],
+        *,
+        name: str,
+    ) -> Sequence[ir.Value]:
+        """Emit an `If` that runs `then` where `condition` holds, else `otherwise`.
+
+        Args:
+            condition: bool `[]`.
+            then: Emits the nodes of its branch and returns one value per output.
+            otherwise: The same for the other branch.
+            outputs: Name, dtype and dimensions of every output.
+            name: Name of the node.
+        """
+        branches = {
+            "then_branch": self._subgraph(then, outputs, name, "on"),
+            "else_branch": self._subgraph(otherwise, outputs, name, "off"),
+        }
+        values = self.op.If(condition, **branches, _outputs=len(outputs), _name=name)
+        for value, (_, dtype, dims) in zip(values, outputs, strict=True):
+            value.type, value.shape = ir.TensorType(dtype), ir.Shape(list(dims))
+        return tuple(values)
+
+    def _subgraph(
+        self, trace: Trace, outputs: Sequence[BranchOutput], name: str, suffix: str
+    ) -> ir.Graph:
+        def run(op: onnxscript.OpBuilder) -> Sequence[ir.Value]:
+            outer, self.op = self.op, op
+            try:
+                return trace()
+            finally:
+                self.op = outer
+
+        declared = [ir.val(f"{name}.{label}.{suffix}", dtype) for label, dtype, _ in outputs]
+        graph: Any = self.op.builder.subgraph(run, [], declared, name=f"{name}.{suffix}")
+        return graph
+
+    def model(self) -> ir.Model:
+        """Return the finished model; of the builder's notes a node keeps its module's path."""
+        for node in self.graph.all_nodes():
+            namespace = node.metadata_props.get("namespace", "")
+            node.metadata_props.clear()
+            if namespace:
+                node.metadata_props["namespace"] = namespace
+        return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="drl")
+
+    def _path(self, name: str) -> str:
+        return ".".join((*self._scope, name))

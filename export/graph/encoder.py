@@ -1,0 +1,98 @@
+"""The encoder graph: once per source, tokens to states, saliency and path logits."""
+
+import onnx_ir as ir
+
+from drl.export.graph.attention import SelfAttentionValues, emit_self_attention
+from drl.export.graph.emitter import FLOAT, INT32, INT64, Emitter
+from drl.export.graph.feed_forward import RoutingValues, emit_dense, emit_sparse
+from drl.export.graph.group_router import GroupValues, emit_group_router
+from drl.export.graph.norms import emit_norm
+from drl.export.graph.positions import emit_position_bias, emit_rotary
+from drl.export.graph.tokens import emit_embedding, emit_padding_bias, emit_steps, emit_valid
+from drl.export.model import ModelConfig
+from drl.export.weights import WeightPlan
+from drl.plugins.ops import PATH_SCORE
+
+
+def emit_encoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
+    """Emit the graph from `source_tokens` to `encoder_states`.
+
+    Inputs: `source_tokens` int64 `[B, S]`, `source_lengths` int32 `[B]`, and with a path router
+    `budget` fp32 `[B]`. Outputs: `encoder_states` `[B, S, d]`; with a path router `saliency`
+    `[B, S]` and `path_logits` `[B, P]`; `encoder_experts.{i}` int32 `[B, S, k]` per sparse layer.
+    """
+    e = Emitter("encoder", config, weights)
+    tokens = e.input("source_tokens", INT64, ["B", "S"])
+    lengths = e.input("source_lengths", INT32, ["B"])
+    steps = emit_steps(e, tokens)
+    valid = emit_valid(e, steps, lengths)
+    groups = emit_group_router(e, tokens)
+    x = emit_embedding(e, tokens)
+    with e.scope("encoder"):
+        shared = _attention_values(e, tokens, steps, valid)
+        routing = None
+        if groups is not None:
+            k = e.op.Constant(value_ints=[config.experts_per_token])
+            routing = RoutingValues(groups, valid, k)
+        experts = {}
+        for i in range(config.encoder_layers):
+            with e.scope(f"layers.{i}"):
+                normed = emit_norm(e, "self_attention_norm", x)
+                x = e.op.Add(x, emit_self_attention(e, "self_attention", normed, shared))
+                normed = emit_norm(e, "ffn_norm", x)
+                if i in config.encoder_sparse_layers and routing is not None:
+                    output, experts[i] = emit_sparse(e, "ffn", normed, routing)
+                else:
+                    output = emit_dense(e, "ffn", normed)
+                x = e.op.Add(x, output)
+        states = emit_norm(e, "norm", x)
+    e.output("encoder_states", states, ["B", "S", config.d_model])
+    if groups is not None and config.path_router is not None:
+        _emit_path_router(e, states, valid, groups)
+    for i, ids in experts.items():
+        e.output(f"encoder_experts.{i}", ids, ["B", "S", config.experts_per_token], INT32)
+    return e.model()
+
+
+def _attention_values(
+    e: Emitter, tokens: ir.Value, steps: ir.Value, valid: ir.Value
+) -> SelfAttentionValues:
+    op = e.op
+    row = op.Unsqueeze(steps, [0])
+    rotary = emit_rotary(e, op.Expand(row, op.Shape(tokens)))
+    bias = op.Unsqueeze(emit_padding_bias(e, valid), [1, 2])
+    relative = emit_position_bias(e, "encoder", row, steps)
+    if relative is None:
+        # ONNX Runtime's CPU kernel does not broadcast the query dimension of a mask.
+        width = op.Shape(tokens, start=1, end=2)
+        bias = op.Expand(bias, op.Concat([1, 1], width, [1], axis=0))
+    else:
+        bias = op.Add(relative, bias)
+    return SelfAttentionValues(rotary, bias)
+
+
+def _emit_path_router(e: Emitter, states: ir.Value, valid: ir.Value, groups: GroupValues) -> None:
+    """Emit the `PathRouter`, and with it the outputs `saliency` and `path_logits`."""
+    config = e.config
+    assert config.path_router is not None
+    attention = config.path_router.head == "attention"
+    budget = e.input("budget", FLOAT, ["B"])
+    with e.scope("path_router"):
+        saliency, logits = PATH_SCORE.emit(
+            e.op,
+            states,
+            valid,
+            groups.log_probs,
+            budget,
+            e.weight_as("saliency.weight", (config.d_model,)),
+            e.weight_as("saliency.bias", ()),
+            e.matrix("hidden.weight"),
+            e.weight("hidden.bias"),
+            e.matrix("output.weight"),
+            e.weight("output.bias"),
+            e.weight("query") if attention else None,
+            pooling="attention" if attention else "saliency",
+            max_source_length=config.max_source_length,
+        )
+    e.output("saliency", saliency, ["B", "S"])
+    e.output("path_logits", logits, ["B", len(config.paths)])

@@ -1,0 +1,47 @@
+"""Level 1 of the routing as ONNX nodes: two constant tables and one gather."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+
+from drl.export.checkpoint import Checkpoint
+from drl.export.graph.emitter import BOOL, FLOAT, Emitter
+from drl.export.model.group_router import GroupChoice, GroupRouter
+from drl.plugins.ops import GROUP_ROUTE
+
+
+@dataclass(frozen=True)
+class GroupValues:
+    """Level-1 routing of tokens: log P1 fp32 `[B, T, G]`, and allowed groups bool `[B, T, G]`."""
+
+    log_probs: ir.Value
+    allowed: ir.Value
+
+
+def emit_group_router(e: Emitter, tokens: ir.Value) -> GroupValues | None:
+    """Emit the `GroupRouter` for `tokens` int64 `[B, T]`, if the model routes at all.
+
+    Its choice depends on the token id alone, so it is folded to tables over the vocabulary,
+    computed by the PyTorch module itself.
+    """
+    config = e.config
+    if not config.has_group_router:
+        return None
+
+    def route_vocabulary(checkpoint: Checkpoint) -> GroupChoice:
+        router = GroupRouter(config.groups, config.d_model, config.top_groups)
+        router.load_state_dict({"prototypes": checkpoint.tensor("group_router.prototypes")})
+        with torch.inference_mode():
+            choice: GroupChoice = router(checkpoint.tensor("embedding.weight"))
+        return choice
+
+    shape = (config.vocab_size, config.groups)
+    with e.scope("group_router"):
+        log_probs = e.tensor(
+            "group_router.log_probs", FLOAT, shape, lambda c: route_vocabulary(c).log_probs
+        )
+        allowed = e.tensor(
+            "group_router.allowed", BOOL, shape, lambda c: route_vocabulary(c).allowed
+        )
+        return GroupValues(*GROUP_ROUTE.emit(e.op, tokens, log_probs, allowed))

@@ -1,0 +1,45 @@
+"""Tokens as ONNX nodes: embedding, which of them are real, and the head that predicts them."""
+
+import onnx_ir as ir
+
+from drl.export.graph.emitter import BOOL, INT64, Emitter
+from drl.export.model.attention import MASKED
+
+
+def emit_embedding(e: Emitter, tokens: ir.Value) -> ir.Value:
+    """Emit the lookup of `tokens` int64 `[B, T]`: `[B, T, d]`."""
+    with e.scope("embedding"):
+        return e.op.Gather(e.weight("weight"), tokens)
+
+
+def emit_steps(e: Emitter, tokens: ir.Value) -> ir.Value:
+    """Emit 0 … T−1 for `tokens` `[B, T]`: int64 `[T]`."""
+    width = e.op.Squeeze(e.op.Shape(tokens, start=1, end=2))
+    return e.op.Range(0, width, 1)
+
+
+def emit_valid(e: Emitter, steps: ir.Value, lengths: ir.Value) -> ir.Value:
+    """Emit which of a row's tokens are real: bool `[B, T]` from `[T]` and int32 `[B]`."""
+    valid = e.op.Less(steps, e.op.Unsqueeze(e.op.Cast(lengths, to=INT64), [1]))
+    valid.type = ir.TensorType(BOOL)
+    return valid
+
+
+def emit_padding_bias(e: Emitter, valid: ir.Value) -> ir.Value:
+    """Emit 0 for real tokens and -1e4 for padding: fp32 of the shape of `valid`."""
+    return e.op.Where(valid, 0.0, MASKED)
+
+
+def emit_head(e: Emitter, states: ir.Value) -> ir.Value:
+    """Emit the logits of `states` `[B, T, d]`: `[B, T, V]`.
+
+    The head is used as it is stored, [V, d], so that a tied one is stored once.
+    """
+    op, config = e.op, e.config
+    with e.scope("embedding" if config.tie_embeddings else "lm_head"):
+        head = e.weight("weight")
+    with e.scope("head"):
+        rows = op.Reshape(states, [-1, config.d_model])
+        logits = op.Gemm(rows, head, transB=1, alpha=config.output_scale)
+        shape = op.Concat(op.Shape(states, start=0, end=2), [config.vocab_size], axis=0)
+        return op.Reshape(logits, shape)

@@ -1,0 +1,159 @@
+"""The whole model: embedding, routers, encoder, decoder and head."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from drl.export.model.attention import MASKED
+from drl.export.model.config import ModelConfig
+from drl.export.model.decoder import CrossMemory, Decoder, KVCache
+from drl.export.model.encoder import Encoder
+from drl.export.model.experts import ExpertRouter, Experts, Route
+from drl.export.model.group_router import GroupChoice, GroupRouter
+from drl.export.model.path_router import PathRouter, PathScores, keep_counts, select_states
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The encoder's view of a batch of sources.
+
+    Attributes:
+        states: `[B, S, d]`.
+        lengths: int64 `[B]`, tokens of each source.
+        source_mask: bool `[B, S]`.
+        groups: Level-1 routing `[B, S, G]`, or None if nothing routes.
+        scores: The path router's saliency and logits, or None without a path router.
+        routes: One per sparse encoder layer.
+    """
+
+    states: Tensor
+    lengths: Tensor
+    source_mask: Tensor
+    groups: GroupChoice | None
+    scores: PathScores | None
+    routes: list[Route]
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """Logits `[B, T, V]` of one path, the encoder's output and the routes the decoder took."""
+
+    logits: Tensor
+    encoded: Encoded
+    routes: list[Route]
+
+
+class DualRouterModel(nn.Module):
+    """An encoder-decoder Transformer with two levels of token routing and a path router."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.group_router = (
+            GroupRouter(config.groups, config.d_model, config.top_groups)
+            if config.has_group_router
+            else None
+        )
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.path_router = (
+            PathRouter(config, config.path_router) if config.path_router is not None else None
+        )
+        self.lm_head = (
+            None
+            if config.tie_embeddings
+            else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw fresh weights: unit embeddings, projections scaled by their input width."""
+        if self.embedding.weight.is_meta:
+            return  # a model of names and shapes only
+        self.embedding.weight.normal_()
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(std=module.in_features**-0.5)
+            elif isinstance(module, ExpertRouter):
+                module.weight.normal_(std=module.weight.shape[1] ** -0.5)
+            elif isinstance(module, Experts):
+                for weight in module.parameters():
+                    weight.normal_(std=weight.shape[1] ** -0.5)
+        if self.group_router is not None:
+            self.group_router.initialise(self.embedding.weight)
+
+    def embed(self, tokens: Tensor) -> tuple[Tensor, GroupChoice | None]:
+        """Look up `tokens` int64 `[B, T]`: embeddings `[B, T, d]` and level-1 routing."""
+        embedded = self.embedding(tokens)
+        groups = None if self.group_router is None else self.group_router(embedded)
+        return embedded, groups
+
+    def encode(self, source: Tensor, lengths: Tensor, budget: Tensor | None = None) -> Encoded:
+        """Encode right-padded sources.
+
+        Args:
+            source: int64 `[B, S]`.
+            lengths: Tokens of each row, `[B]`.
+            budget: fp32 `[B]` in [0, 1], 1 by default; part of the path router's model state.
+        """
+        mask = torch.arange(source.shape[1], device=source.device) < lengths[:, None]
+        embedded, groups = self.embed(source)
+        states, routes = self.encoder(embedded, mask, groups)
+        scores = None
+        if self.path_router is not None:
+            assert groups is not None  # a path router implies a group router
+            limit = torch.ones(len(lengths), device=source.device) if budget is None else budget
+            scores = self.path_router(states, mask, groups, limit)
+        return Encoded(states, lengths.long(), mask, groups, scores, routes)
+
+    def bridge(self, encoded: Encoded, path: int) -> CrossMemory:
+        """Select the states that path `path` keeps and project them for its layers."""
+        chosen = self.config.paths[path]
+        if encoded.scores is None:
+            bias = torch.zeros(encoded.source_mask.shape, device=encoded.states.device)
+            bias = bias.masked_fill(~encoded.source_mask, MASKED)
+            return self.decoder.memory(encoded.states, bias, chosen)
+        counts = keep_counts(encoded.lengths, chosen)
+        states, bias = select_states(
+            encoded.states, encoded.scores.saliency, encoded.lengths, counts
+        )
+        return self.decoder.memory(states, bias, chosen)
+
+    def decode(
+        self,
+        tokens: Tensor,
+        new_lengths: Tensor,
+        memory: CrossMemory,
+        cache: KVCache | None = None,
+    ) -> tuple[Tensor, list[Route]]:
+        """Return the logits `[B, T, V]` after each of `tokens` int64 `[B, T]`, and the routes."""
+        embedded, groups = self.embed(tokens)
+        states, routes = self.decoder(embedded, new_lengths, groups, memory, cache)
+        head = self.embedding.weight if self.lm_head is None else self.lm_head.weight
+        return states @ head.T * self.config.output_scale, routes
+
+    def forward(
+        self,
+        source: Tensor,
+        source_lengths: Tensor,
+        target: Tensor,
+        target_lengths: Tensor,
+        path: int,
+        budget: Tensor | None = None,
+    ) -> ModelOutput:
+        """Run teacher-forced: logits `[B, T, V]` after each target token, on one path.
+
+        Args:
+            source: int64 `[B, S]`, right-padded.
+            source_lengths: `[B]`.
+            target: Decoder input int64 `[B, T]`, start token first, right-padded.
+            target_lengths: `[B]`.
+            path: Index of the path that all sequences take.
+            budget: fp32 `[B]`, see `encode`.
+        """
+        encoded = self.encode(source, source_lengths, budget)
+        logits, routes = self.decode(target, target_lengths, self.bridge(encoded, path))
+        return ModelOutput(logits, encoded, routes)

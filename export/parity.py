@@ -1,0 +1,123 @@
+"""How far a bundle is from the eager model: what was compared, and how it came out."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+TOLERANCE = 1e-4
+"""Largest absolute difference of a logit that an fp32 bundle may show against eager PyTorch."""
+
+ROUTE_MARGIN = 1e-3
+"""Experts must agree wherever the last chosen one leads the first left out by more than this."""
+
+
+@dataclass(frozen=True)
+class RouteParity:
+    """Choices of experts, token by token and layer by layer.
+
+    Attributes:
+        compared: Choices whose margin exceeds `ROUTE_MARGIN`.
+        wrong: How many of them differ; any is a failure.
+        near_ties: Choices within the margin.
+        flips: How many of those differ. A row is left out of the numeric comparison from its
+            first flip on, since from there it computes something else.
+    """
+
+    compared: int = 0
+    wrong: int = 0
+    near_ties: int = 0
+    flips: int = 0
+
+    def __add__(self, other: "RouteParity") -> "RouteParity":
+        """Add up the counts."""
+        return RouteParity(
+            self.compared + other.compared,
+            self.wrong + other.wrong,
+            self.near_ties + other.near_ties,
+            self.flips + other.flips,
+        )
+
+
+@dataclass(frozen=True)
+class PathParity:
+    """One path: the largest absolute logit differences, and the experts of its decoder layers.
+
+    Attributes:
+        path: The path's name.
+        prefill: Difference over the positions of the first call.
+        steps: Difference over the cached single-token steps after it.
+        positions: Logit vectors compared.
+        routes: The decoder's choices of experts.
+    """
+
+    path: str
+    prefill: float
+    steps: float
+    positions: int
+    routes: RouteParity
+
+    @property
+    def drift(self) -> float:
+        """The larger of both differences."""
+        return max(self.prefill, self.steps)
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The bundle against the eager model, as largest absolute differences.
+
+    Attributes:
+        encoder: Of the encoder states.
+        path_logits: Of the path logits; 0 without a path router.
+        encoder_routes: The encoder's choices of experts.
+        paths: One entry per path.
+    """
+
+    encoder: float
+    path_logits: float
+    encoder_routes: RouteParity
+    paths: tuple[PathParity, ...]
+
+    @property
+    def drift(self) -> float:
+        """The largest difference of any logit."""
+        return max(self.path_logits, *(path.drift for path in self.paths))
+
+    @property
+    def routes(self) -> RouteParity:
+        """All choices of experts together."""
+        return sum((path.routes for path in self.paths), start=self.encoder_routes)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every logit is within the tolerance and no clear choice differs."""
+        positions = all(path.positions for path in self.paths)
+        return positions and self.drift <= TOLERANCE and not self.routes.wrong
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the bundle's manifest keeps."""
+        return {
+            "passed": self.passed,
+            "tolerance": TOLERANCE,
+            "max_logit_difference": _rounded(self.drift),
+            "routes_wrong": self.routes.wrong,
+            "route_flips": self.routes.flips,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole report as JSON values, differences rounded to two digits."""
+        document = self.summary() | {"route_margin": ROUTE_MARGIN}
+        document |= {name: _plain(value) for name, value in asdict(self).items()}
+        return document
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.1e}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return _rounded(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,5 @@
+"""The routing operators of DRL.
+
+`drl.plugins.ops` defines each one: its schema, its NumPy reference and its body in standard
+ONNX operators. Kernels for a device stand beside it and are held to that definition.
+"""

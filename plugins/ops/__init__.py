@@ -1,0 +1,32 @@
+"""The operators of the domain `drl`, one file each: schema, NumPy reference, ONNX body.
+
+`OPERATORS` lists them by name; `functions_for` gives the bodies that a graph needs.
+"""
+
+from drl.plugins.ops.cached_attention import CACHED_ATTENTION
+from drl.plugins.ops.expert_route import EXPERT_ROUTE
+from drl.plugins.ops.group_route import GROUP_ROUTE
+from drl.plugins.ops.library import OPERATORS, functions_for
+from drl.plugins.ops.operator import DOMAIN, VERSION, Operator
+from drl.plugins.ops.path_score import PATH_SCORE
+from drl.plugins.ops.routed_ffn import ROUTED_FFN
+from drl.plugins.ops.schema import Argument, Attribute, Form, OperatorError
+from drl.plugins.ops.select_states import SELECT_STATES
+
+__all__ = [
+    "CACHED_ATTENTION",
+    "DOMAIN",
+    "EXPERT_ROUTE",
+    "GROUP_ROUTE",
+    "OPERATORS",
+    "PATH_SCORE",
+    "ROUTED_FFN",
+    "SELECT_STATES",
+    "VERSION",
+    "Argument",
+    "Attribute",
+    "Form",
+    "Operator",
+    "OperatorError",
+    "functions_for",
+]

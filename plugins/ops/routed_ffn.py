@@ -1,0 +1,150 @@
+"""RoutedFFN: the feed-forward layer of experts, each token through the experts it chose."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxscript
+from numpy.typing import NDArray
+
+from drl.plugins.ops.activations import GATED, activate, trace_activation
+from drl.plugins.ops.operator import Operator
+from drl.plugins.ops.schema import Argument, Attribute
+
+
+def reference(
+    hidden: NDArray[Any],
+    expert_ids: NDArray[np.int32],
+    gates: NDArray[np.float32],
+    up: NDArray[Any],
+    down: NDArray[Any],
+    gate: NDArray[Any] | None = None,
+    *,
+    activation: str,
+) -> NDArray[Any]:
+    """Sum the outputs of the chosen experts of every token, weighted by its gates, in fp32.
+
+    An expert is `act(x @ up) @ down`, or `(act(x @ gate) * (x @ up)) @ down` if gated. An id of
+    -1 contributes nothing.
+
+    Args:
+        hidden: `[B, T, d]`.
+        expert_ids: `[B, T, k]`.
+        gates: `[B, T, k]`.
+        up: `[E, d, f]`.
+        down: `[E, f, d]`.
+        gate: `[E, d, f]`, only with a gated activation.
+        activation: A key of `drl.plugins.ops.activations.GATED`.
+
+    Returns:
+        `[B, T, d]`, in the dtype of `hidden`.
+    """
+    output = np.zeros(hidden.shape, np.float32)
+    for place in np.ndindex(expert_ids.shape):
+        expert = expert_ids[place]
+        if expert < 0:
+            continue
+        x = hidden[place[:2]].astype(np.float32)
+        raised = x @ up[expert].astype(np.float32)
+        if gate is None:
+            inner = activate(activation, raised)
+        else:
+            inner = activate(activation, x @ gate[expert].astype(np.float32)) * raised
+        output[place[:2]] += gates[place] * (inner @ down[expert].astype(np.float32))
+    return output.astype(hidden.dtype)
+
+
+def _trace_expert(
+    op: onnxscript.OpBuilder,
+    x: ir.Value,
+    up: ir.Value,
+    down: ir.Value,
+    gate: ir.Value | None,
+    activation: str,
+) -> Any:
+    raised = op.MatMul(x, up)
+    if gate is None:
+        inner = trace_activation(op, activation, raised)
+    else:
+        inner = op.Mul(trace_activation(op, activation, op.MatMul(x, gate)), raised)
+    return op.MatMul(inner, down)
+
+
+def body(
+    op: onnxscript.OpBuilder,
+    hidden: ir.Value,
+    expert_ids: ir.Value,
+    gates: ir.Value,
+    up: ir.Value,
+    down: ir.Value,
+    gate: ir.Value | None = None,
+    *,
+    activation: str,
+) -> Any:
+    """Trace a loop over the experts that were chosen at all, each over its own tokens.
+
+    A step then reads the weights of the chosen experts only, and no token passes through an
+    expert in vain. Against all experts with a mask that is up to 4 times faster in ONNX Runtime
+    for large experts (512 to 2048, 1 of 8 chosen), and about equal for small ones.
+    """
+    tokens = op.Reshape(hidden, op.Concat([-1], op.Shape(hidden, start=2), axis=0))
+    flat = op.Concat([-1], op.Shape(expert_ids, start=2), axis=0)
+    flat_ids = op.Cast(op.Reshape(expert_ids, flat), to=ir.DataType.INT64)
+    flat_gates = op.Reshape(gates, flat)
+    # Ids in ascending order; the -1 put in front stands for all padding and is cut off.
+    chosen = op.Unique(op.Concat([-1], op.Reshape(flat_ids, [-1]), axis=0), sorted=1)
+    experts = op.Slice(chosen, [1], op.Shape(chosen))
+
+    def one_expert(
+        inner: onnxscript.OpBuilder, index: ir.Value, _: ir.Value, total: ir.Value
+    ) -> Any:
+        expert = inner.Gather(experts, index)
+        hits = inner.Equal(flat_ids, expert)
+        weight = inner.ReduceSum(inner.Where(hits, flat_gates, 0.0), [1], keepdims=1)
+        anywhere = inner.ReduceMax(inner.Cast(hits, to=ir.DataType.INT32), [1], keepdims=0)
+        rows = inner.Squeeze(inner.NonZero(anywhere), [0])
+        x = inner.Gather(tokens, rows)
+        own_up, own_down = inner.Gather(up, expert), inner.Gather(down, expert)
+        own_gate = None if gate is None else inner.Gather(gate, expert)
+        output = _trace_expert(inner, x, own_up, own_down, own_gate, activation)
+        part = inner.Mul(inner.Cast(output, to=ir.DataType.FLOAT), inner.Gather(weight, rows))
+        updated = inner.ScatterND(total, inner.Unsqueeze(rows, [1]), part, reduction="add")
+        return inner.Identity(True), updated
+
+    shape = op.Shape(tokens)
+    start = op.ConstantOfShape(shape, value=ir.tensor(np.zeros(1, np.float32)))
+    loop_body = op.builder.subgraph(
+        one_expert,
+        [
+            ir.val("index", ir.DataType.INT64, []),
+            ir.val("running", ir.DataType.BOOL, []),
+            ir.val("total", ir.DataType.FLOAT),
+        ],
+        [ir.val("still_running", ir.DataType.BOOL, []), ir.val("new_total", ir.DataType.FLOAT)],
+        name="one_expert",
+    )
+    total = op.Loop(op.Squeeze(op.Shape(experts)), True, start, body=loop_body)
+    return op.CastLike(op.Reshape(total, op.Shape(hidden)), hidden)
+
+
+ROUTED_FFN = Operator(
+    name="RoutedFFN",
+    inputs=(
+        Argument("hidden", None, ("B", "T", "d")),
+        Argument("expert_ids", ir.DataType.INT32, ("B", "T", "k")),
+        Argument("gates", ir.DataType.FLOAT, ("B", "T", "k")),
+        Argument("up", None, ("E", "d", "f")),
+        Argument("down", None, ("E", "f", "d")),
+        Argument("gate", None, ("E", "d", "f"), optional=True),
+    ),
+    outputs=(Argument("output", None, ("B", "T", "d")),),
+    attributes=(
+        Attribute(
+            "activation",
+            str,
+            choices={name: ("gate",) if gated else () for name, gated in GATED.items()},
+        ),
+    ),
+    reference=reference,
+    body=body,
+)

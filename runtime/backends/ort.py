@@ -1,0 +1,217 @@
+"""ONNX Runtime on the CPU."""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drl.runtime.arrays import Array, Float32, Int32, Int64
+from drl.runtime.backends.protocol import CrossAttention, Encoding, StepInputs, StepOutputs
+from drl.runtime.bundle import Bundle
+from drl.runtime.errors import BackendError, BundleError
+from drl.runtime.machine import default_threads
+from drl.runtime.manifest import GraphInfo
+
+_INSTALL = 'install it with `pip install "drl[cpu]"` or, for NVIDIA GPUs, `pip install "drl[cuda]"`'
+_ERRORS_ONLY = 3
+
+
+def import_onnxruntime() -> Any:
+    """The `onnxruntime` module. Raises `BackendError` if it is missing or broken."""
+    try:
+        return importlib.import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise BackendError(f"ONNX Runtime is incomplete ({error}); {_INSTALL}") from error
+        raise BackendError(f"ONNX Runtime is not installed; {_INSTALL}") from None
+    except ImportError as error:
+        raise BackendError(f"ONNX Runtime does not load ({error}); {_INSTALL}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Binding:
+    """Buffers bound to the decoder. Addresses keep nothing alive, so the arrays are held here."""
+
+    inputs: StepInputs
+    outputs: StepOutputs
+    handle: Any
+    sources: dict[str, Array]
+
+
+class OrtBackend:
+    """A bundle's graphs in three ONNX Runtime sessions.
+
+    The decoder runs on buffers bound by address: past and present of the cache are one memory, and
+    a step allocates nothing. Binding happens again only when the caller brings new `StepInputs`.
+
+    Args:
+        bundle: A loaded bundle.
+        threads: Threads per graph; None takes `machine.default_threads()`.
+
+    Raises:
+        BackendError: ONNX Runtime is missing, or cannot load a graph.
+        BundleError: A graph's inputs or outputs are not those of the manifest.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        if threads is not None and (isinstance(threads, bool) or threads < 1):
+            raise BackendError(f"threads must be at least 1, not {threads}")
+        self._ort = import_onnxruntime()
+        self._threads = threads or default_threads()
+        self._manifest = bundle.manifest
+        self._encoder, self._bridge, self._decoder = (
+            self._open(bundle.graph_file(name), bundle.manifest.graphs[name])
+            for name in ("encoder", "bridge", "decoder")
+        )
+        self._layers = range(bundle.manifest.cache.decoder_layers)
+        self._step_inputs = _names(bundle.manifest.graphs["decoder"].inputs)
+        self._encoder_experts = _expert_outputs(bundle.manifest.graphs["encoder"], "encoder")
+        self._decoder_experts = _expert_outputs(bundle.manifest.graphs["decoder"], "decoder")
+        self._bindings: dict[int, _Binding] = {}
+        self._logits = np.empty(0, np.float32)
+
+    @property
+    def name(self) -> str:
+        """Library, version, device and threads."""
+        return f"ONNX Runtime {self._ort.__version__}, CPU, {self._threads} threads"
+
+    def encode(
+        self, tokens: Int64, lengths: Int32, budget: Float32, with_experts: bool = False
+    ) -> Encoding:
+        """See `Backend.encode`."""
+        router = self._manifest.path_router is not None
+        feeds: dict[str, Array] = {"source_tokens": tokens, "source_lengths": lengths}
+        wanted = ["encoder_states"]
+        if router:
+            feeds["budget"] = budget
+            wanted += ["saliency", "path_logits"]
+        experts = self._encoder_experts if with_experts else {}
+        results = self._encoder.run([*wanted, *experts.values()], feeds)
+        return Encoding(
+            states=results[0],
+            lengths=lengths,
+            saliency=results[1] if router else None,
+            path_logits=results[2] if router else None,
+            experts=dict(zip(experts, results[len(wanted) :], strict=True)),
+        )
+
+    def bridge(self, encoding: Encoding, path: int) -> CrossAttention:
+        """See `Backend.bridge`."""
+        feeds: dict[str, Array] = {
+            "encoder_states": encoding.states,
+            "source_lengths": encoding.lengths,
+        }
+        if encoding.saliency is not None:
+            feeds["saliency"] = encoding.saliency
+        if len(self._manifest.paths) > 1:
+            feeds["path"] = np.array(path, np.int64)
+        names = ["cross_bias", "kept_lengths"]
+        names += [f"cross_{part}.{layer}" for part in "kv" for layer in self._layers]
+        bias, lengths, *blocks = self._bridge.run(names, feeds)
+        half = len(self._layers)
+        return CrossAttention(bias, lengths, tuple(blocks[:half]), tuple(blocks[half:]))
+
+    def step(self, inputs: StepInputs) -> StepOutputs:
+        """See `Backend.step`."""
+        bound = self._bindings.get(inputs.path)
+        if bound is None or bound.inputs is not inputs:
+            bound = self._bindings[inputs.path] = self._bind(inputs)
+        self._decoder.run_with_iobinding(bound.handle)
+        return bound.outputs
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._bindings.clear()
+        self._logits = np.empty(0, np.float32)
+        self._encoder = self._bridge = self._decoder = None
+
+    def _open(self, path: Path, contract: GraphInfo) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        # Threads that spin between steps burn a core each while the engine is idle, and fight
+        # with every other process for the cores while it is not.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = self._ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the library has a class per status code, without a root
+            message = " ".join(str(error).split())
+            raise BackendError(
+                f"ONNX Runtime {self._ort.__version__} cannot load {path.name}: {message}; "
+                "run `drl-export` again, and `drl-doctor` to see what this machine supports"
+            ) from error
+        for kind, found, expected in (
+            ("inputs", session.get_inputs(), contract.inputs),
+            ("outputs", session.get_outputs(), contract.outputs),
+        ):
+            if _names(found) != _names(expected):
+                raise BundleError(
+                    f"{path.name} has other {kind} than bundle.json says; run `drl-export` again"
+                )
+        return session
+
+    def _bind(self, inputs: StepInputs) -> "_Binding":
+        handle = self._decoder.io_binding()
+        sources = self._named_inputs(inputs)
+        outputs = self._make_outputs(inputs)
+        targets: dict[str, Array] = {"logits": outputs.logits}
+        for layer in self._manifest.paths[inputs.path].layers:
+            targets[f"present_k.{layer}"] = inputs.past_keys[layer]
+            targets[f"present_v.{layer}"] = inputs.past_values[layer]
+        targets |= {self._decoder_experts[layer]: ids for layer, ids in outputs.experts.items()}
+        for name in self._step_inputs:
+            array = sources[name]
+            handle.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in targets.items():
+            handle.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        return _Binding(inputs, outputs, handle, sources)
+
+    def _named_inputs(self, inputs: StepInputs) -> dict[str, Array]:
+        arrays: dict[str, Array] = {
+            "tokens": inputs.tokens,
+            "lengths": inputs.lengths,
+            "new_lengths": inputs.new_lengths,
+            "path": np.array(inputs.path, np.int64),
+            "cross_bias": inputs.cross_bias,
+        }
+        for name, blocks in (
+            ("cross_k", inputs.cross_keys),
+            ("cross_v", inputs.cross_values),
+            ("past_k", inputs.past_keys),
+            ("past_v", inputs.past_values),
+        ):
+            arrays |= {f"{name}.{layer}": block for layer, block in enumerate(blocks)}
+        return arrays
+
+    def _make_outputs(self, inputs: StepInputs) -> StepOutputs:
+        rows, new = inputs.tokens.shape
+        shape = (rows, new, self._manifest.limits.vocab_size)
+        size = rows * new * shape[2]
+        if self._logits.size < size:
+            self._logits = np.empty(size, np.float32)
+        path = self._manifest.paths[inputs.path]
+        experts = {
+            layer: np.empty((rows, new, path.experts_per_token), np.int32)
+            for layer in self._decoder_experts
+            if inputs.with_experts and layer in path.layers
+        }
+        return StepOutputs(self._logits[:size].reshape(shape), experts)
+
+
+def _names(tensors: Any) -> list[str]:
+    return [tensor.name for tensor in tensors]
+
+
+def _expert_outputs(graph: GraphInfo, stack: str) -> dict[int, str]:
+    """Sparse layer number to the name of the output with its expert ids."""
+    prefix = f"{stack}_experts."
+    return {
+        int(tensor.name.removeprefix(prefix)): tensor.name
+        for tensor in graph.outputs
+        if tensor.name.startswith(prefix)
+    }

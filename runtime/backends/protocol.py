@@ -1,0 +1,127 @@
+"""What the runtime asks of an inference library: encode, bridge, step.
+
+Notation: B rows, S source length, K kept states, T new tokens, V vocabulary, d model width,
+N kv heads, h head width, C cache capacity, P paths, k experts per token.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from drl.runtime.arrays import Array, Float32, Int32, Int64
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """Sources after the encoder.
+
+    Attributes:
+        states: `[B, S, d]` encoder states; rows are right-padded.
+        lengths: `[B]` valid states per row.
+        saliency: `[B, S]`, with a path router.
+        path_logits: `[B, P]`, with a path router.
+        experts: Expert ids `[B, S, k]` per sparse encoder layer, where asked for.
+    """
+
+    states: Float32
+    lengths: Int32
+    saliency: Float32 | None
+    path_logits: Float32 | None
+    experts: Mapping[int, Int32]
+
+    def take(self, rows: list[int]) -> "Encoding":
+        """Some of the rows, without the padding that only the others needed."""
+        if rows == list(range(len(self.lengths))):
+            return self
+        lengths = self.lengths[rows]
+        longest = int(lengths.max())
+        return Encoding(
+            states=np.ascontiguousarray(self.states[rows, :longest]),
+            lengths=lengths,
+            saliency=None if self.saliency is None else self.saliency[rows, :longest].copy(),
+            path_logits=None if self.path_logits is None else self.path_logits[rows],
+            experts={layer: ids[rows, :longest] for layer, ids in self.experts.items()},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CrossAttention:
+    """What the decoder attends to: keys and values of the kept states of each source.
+
+    Attributes:
+        bias: `[B, K]`, log sigmoid of the saliency; -1e4 at padding.
+        lengths: `[B]` kept states per row.
+        keys, values: `[B, N, K, h]` for every decoder layer; K = 0 where the path skips it.
+    """
+
+    bias: Float32
+    lengths: Int32
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class StepInputs:
+    """The buffers of one decoder step. All rows take one path.
+
+    A backend binds these very arrays. Between steps their contents change and the object stays;
+    a new shape needs a new object, by whose identity the backend knows that it must bind again.
+
+    Attributes:
+        path: Index of the path.
+        tokens: `[B, T]` new tokens, right-padded.
+        lengths: `[B]` tokens that each row has in the cache.
+        new_lengths: `[B]` how many of the T tokens are real.
+        cross_bias, cross_keys, cross_values: See `CrossAttention`.
+        past_keys, past_values: `[B, N, C, h]` for every decoder layer (C = 0 where the path skips
+            it). The step writes the new tokens' entries in place.
+        with_experts: Whether the outputs shall hold expert ids.
+    """
+
+    path: int
+    tokens: Int64
+    lengths: Int32
+    new_lengths: Int32
+    cross_bias: Float32
+    cross_keys: tuple[Array, ...]
+    cross_values: tuple[Array, ...]
+    past_keys: tuple[Array, ...]
+    past_values: tuple[Array, ...]
+    with_experts: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class StepOutputs:
+    """Results of one decoder step, in buffers that the next step of the same path overwrites.
+
+    Attributes:
+        logits: `[B, T, V]`; the caller may write to it.
+        experts: Expert ids `[B, T, k]` per sparse decoder layer on the path, where asked for.
+    """
+
+    logits: Float32
+    experts: Mapping[int, Int32]
+
+
+class Backend(Protocol):
+    """An inference library with a bundle's three graphs loaded. Not thread-safe."""
+
+    @property
+    def name(self) -> str:
+        """The library and device, for people."""
+
+    def encode(
+        self, tokens: Int64, lengths: Int32, budget: Float32, with_experts: bool = False
+    ) -> Encoding:
+        """Run the encoder on sources `[B, S]`, right-padded; lengths and budgets are `[B]`."""
+
+    def bridge(self, encoding: Encoding, path: int) -> CrossAttention:
+        """Prepare encoded sources for the decoder layers of a path."""
+
+    def step(self, inputs: StepInputs) -> StepOutputs:
+        """Run the decoder on new tokens and extend the cache in place."""
+
+    def close(self) -> None:
+        """Give back what the library holds. The backend is of no use afterwards."""

@@ -1,0 +1,34 @@
+"""The exceptions of DRL: one root, and one class per kind of mistake a caller may want to catch.
+
+A message is one line. It says what failed, why, and the change or command that mends it. Commands
+print it after `error: ` and exit with status 1; everything that is not a `DrlError` is a bug and
+keeps its traceback.
+"""
+
+
+class DrlError(Exception):
+    """Root of every error that DRL raises on purpose."""
+
+
+class BundleError(DrlError):
+    """A bundle is missing, damaged, of a newer format, or not a bundle at all."""
+
+
+class PromptError(DrlError):
+    """A request cannot be served: its text, token ids, path, limits or options are wrong."""
+
+
+class BackendError(DrlError):
+    """An inference library is missing, too old, or failed to load or run a graph."""
+
+
+class CheckpointError(DrlError):
+    """A checkpoint cannot be read, or does not hold the tensors that its configuration names."""
+
+
+class ConfigError(CheckpointError):
+    """A checkpoint's configuration has unknown fields or contradicts itself."""
+
+
+class ExportError(DrlError):
+    """A bundle cannot be written, or does not reproduce the checkpoint."""

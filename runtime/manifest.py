@@ -1,0 +1,296 @@
+"""The contents of `bundle.json`, read into dataclasses with every field checked.
+
+Within one format version fields may be added, so unknown ones are ignored; a change that an older
+reader would get wrong raises `FORMAT_VERSION`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from drl.runtime.errors import BundleError
+
+FORMAT = "drl-bundle"
+FORMAT_VERSION = 1
+
+RouterHead = Literal["linear", "attention", "greedy"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One graph input or output; a dimension is a number or a name such as `"B"`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """One graph file: its contract, its node count, and its nodes per operator if recorded."""
+
+    file: str
+    nodes: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    operators: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class PathInfo:
+    """A decoding path: which decoder layers run, with how many experts, over which states."""
+
+    name: str
+    layers: tuple[int, ...]
+    experts_per_token: int
+    keep_ratio: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class RouterInfo:
+    """How path logits become a choice; `threshold` belongs to the `greedy` head."""
+
+    head: RouterHead
+    threshold: float
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """The token ids with a meaning of their own."""
+
+    pad: int
+    eos: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Vocabulary size, longest source, and the positions of the decoder's KV cache."""
+
+    vocab_size: int
+    max_source_length: int
+    max_target_length: int
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """The shape of the KV cache: `[rows, kv_heads, capacity, head_dim]` per decoder layer."""
+
+    decoder_layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Size in bytes and SHA-256 (lower-case hexadecimal) of a bundle's file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything `bundle.json` says. `paths` is ordered by cost, cheapest first."""
+
+    format_version: int
+    producer: Mapping[str, Any]
+    target: str
+    precision: str
+    model: Mapping[str, Any]
+    tokens: TokenIds
+    limits: Limits
+    cache: CacheInfo
+    paths: tuple[PathInfo, ...]
+    path_router: RouterInfo | None
+    graphs: Mapping[str, GraphInfo]
+    files: Mapping[str, FileInfo]
+    parity: Mapping[str, Any] | None
+
+
+class _Fields:
+    """A JSON object whose fields are read with a type check and an error naming the place."""
+
+    def __init__(self, value: object, place: str = "") -> None:
+        if not isinstance(value, dict):
+            raise _wrong(place or "the document", "an object", value)
+        self.items: dict[str, Any] = value
+        self.place = place
+
+    def get(self, name: str, kind: type, label: str) -> Any:
+        place = f"{self.place}.{name}" if self.place else name
+        if name not in self.items:
+            raise BundleError(f"bundle.json has no {place}; {REPAIR}")
+        value = self.items[name]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise _wrong(place, label, value)
+        return value
+
+    def integer(self, name: str, minimum: int = 0) -> int:
+        value: int = self.get(name, int, "an integer")
+        if value < minimum:
+            raise _wrong(f"{self.place}.{name}", f"at least {minimum}", value)
+        return value
+
+    def number(self, name: str) -> float:
+        return float(self.get(name, (int, float), "a number"))  # type: ignore[arg-type]
+
+    def text(self, name: str) -> str:
+        value: str = self.get(name, str, "a string")
+        return value
+
+    def array(self, name: str) -> list[Any]:
+        value: list[Any] = self.get(name, list, "an array")
+        return value
+
+    def object(self, name: str) -> "_Fields":
+        place = f"{self.place}.{name}" if self.place else name
+        return _Fields(self.get(name, dict, "an object"), place)
+
+
+REPAIR = "run `drl-export` again"
+
+
+def _wrong(place: str, label: str, value: object) -> BundleError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 40 else shown[:37] + "..."
+    return BundleError(f"bundle.json: {place} must be {label}, not {shown}; {REPAIR}")
+
+
+def check_format(document: object) -> None:
+    """Raise `BundleError` unless `document` is a bundle manifest this version can read."""
+    fields = _Fields(document)
+    if fields.items.get("format") != FORMAT:
+        found = fields.items.get("format")
+        raise BundleError(f"bundle.json is not a DRL bundle (format {found!r}, not {FORMAT!r})")
+    version = fields.integer("format_version", 1)
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"the bundle has format {version} and this drl reads up to {FORMAT_VERSION}; "
+            "upgrade with `pip install --upgrade drl`, or export it again with this version"
+        )
+
+
+def parse_manifest(document: object) -> Manifest:
+    """Read a decoded `bundle.json`. Raises `BundleError` naming the first field that is wrong."""
+    check_format(document)
+    root = _Fields(document)
+    cache = root.object("cache")
+    manifest = Manifest(
+        format_version=root.integer("format_version"),
+        producer=root.object("producer").items,
+        target=root.text("target"),
+        precision=root.text("precision"),
+        model=root.object("model").items,
+        tokens=_integers(TokenIds, root.object("tokens"), ("pad", "eos", "start"), 0),
+        limits=_integers(
+            Limits,
+            root.object("limits"),
+            ("vocab_size", "max_source_length", "max_target_length"),
+            1,
+        ),
+        cache=CacheInfo(
+            decoder_layers=cache.integer("decoder_layers", 1),
+            kv_heads=cache.integer("kv_heads", 1),
+            head_dim=cache.integer("head_dim", 1),
+            dtype=cache.text("dtype"),
+        ),
+        paths=tuple(_path(item, index) for index, item in enumerate(root.array("paths"))),
+        path_router=_router(root),
+        graphs={
+            name: _graph(root.object("graphs").object(name))
+            for name in ("encoder", "bridge", "decoder")
+        },
+        files=_files(root.object("files")),
+        parity=root.object("parity").items if root.items.get("parity") is not None else None,
+    )
+    _check_paths(manifest)
+    _check_graph_files(manifest)
+    return manifest
+
+
+def _integers(kind: type[T], fields: _Fields, names: tuple[str, ...], minimum: int) -> T:
+    return kind(**{name: fields.integer(name, minimum) for name in names})
+
+
+def _path(value: object, index: int) -> PathInfo:
+    fields = _Fields(value, f"paths[{index}]")
+    layers = fields.array("layers")
+    if not layers or any(isinstance(i, bool) or not isinstance(i, int) for i in layers):
+        raise _wrong(f"paths[{index}].layers", "an array of decoder layer numbers", layers)
+    return PathInfo(
+        name=fields.text("name"),
+        layers=tuple(layers),
+        experts_per_token=fields.integer("experts_per_token"),
+        keep_ratio=fields.number("keep_ratio"),
+        cost=fields.number("cost"),
+    )
+
+
+def _router(root: _Fields) -> RouterInfo | None:
+    if root.items.get("path_router") is None:
+        return None
+    fields = root.object("path_router")
+    head = fields.text("head")
+    if head not in ("linear", "attention", "greedy"):
+        raise _wrong("path_router.head", "linear, attention or greedy", head)
+    threshold = fields.number("threshold") if "threshold" in fields.items else 0.5
+    return RouterInfo(head=head, threshold=threshold)  # type: ignore[arg-type]
+
+
+def _graph(fields: _Fields) -> GraphInfo:
+    operators = fields.items.get("operators") or {}
+    return GraphInfo(
+        file=fields.text("file"),
+        nodes=fields.integer("nodes"),
+        inputs=_tensors(fields, "inputs"),
+        outputs=_tensors(fields, "outputs"),
+        operators=_Fields(operators, f"{fields.place}.operators").items,
+    )
+
+
+def _tensors(fields: _Fields, name: str) -> tuple[TensorInfo, ...]:
+    tensors = []
+    for index, item in enumerate(fields.array(name)):
+        tensor = _Fields(item, f"{fields.place}.{name}[{index}]")
+        shape = tuple(tensor.array("shape"))
+        tensors.append(TensorInfo(tensor.text("name"), tensor.text("dtype"), shape))
+    return tuple(tensors)
+
+
+def _files(fields: _Fields) -> dict[str, FileInfo]:
+    files = {}
+    for name in fields.items:
+        entry = fields.object(name)
+        files[name] = FileInfo(entry.integer("bytes"), entry.text("sha256"))
+    return files
+
+
+def _check_paths(manifest: Manifest) -> None:
+    """Paths are what the host indexes with: hold them to the graph before anything runs."""
+    names = [path.name for path in manifest.paths]
+    if not names:
+        raise BundleError(f"bundle.json names no path; {REPAIR}")
+    if len(set(names)) < len(names):
+        raise BundleError(f"bundle.json has two paths of one name; {REPAIR}")
+    for path in manifest.paths:
+        if not all(0 <= layer < manifest.cache.decoder_layers for layer in path.layers):
+            raise BundleError(
+                f"bundle.json: path {path.name!r} names a decoder layer outside "
+                f"0..{manifest.cache.decoder_layers - 1}; {REPAIR}"
+            )
+    costs = [path.cost for path in manifest.paths]
+    if costs != sorted(costs):
+        raise BundleError(f"bundle.json: paths must come cheapest first; {REPAIR}")
+
+
+def _check_graph_files(manifest: Manifest) -> None:
+    for name, graph in manifest.graphs.items():
+        if graph.file not in manifest.files:
+            raise BundleError(
+                f"bundle.json: graphs.{name} is in {graph.file!r}, which `files` does not list; "
+                f"{REPAIR}"
+            )

@@ -1,0 +1,97 @@
+"""`drl-export` as a person meets it: what it prints, what it leaves, how it fails."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from drl.runtime.bundle import Bundle
+
+COMMAND = [sys.executable, "-c", "from drl.export.cli import main; main()"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+
+
+def test_an_export_shows_its_stages_and_ends_with_a_table(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    done = _run(tiny_checkpoint, tmp_path / "bundle", "--target", "portable")
+    assert done.returncode == 0
+    for stage in ("reading the checkpoint", "emitting the graphs", "comparing with eager PyTorch"):
+        assert re.search(rf"^{stage} +\d+\.\d s$", done.stderr, re.MULTILINE)
+    assert "(portable, fp32)" in done.stdout
+    assert re.search(r"decoder\.onnx +[\d.]+ kB +\d+ nodes", done.stdout)
+    assert re.search(r"path balanced +logits \d\.\de-0\d", done.stdout)
+    assert re.search(r"\d+ clear ones, 0 wrong", done.stdout)
+    assert Bundle.load(tmp_path / "bundle").manifest.target == "portable"
+
+
+def test_an_unverified_bundle_says_so(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = _run(tiny_checkpoint, tmp_path / "bundle", "--no-verify")
+    assert done.returncode == 0
+    assert "not compared with PyTorch (--no-verify)" in done.stdout
+    assert Bundle.load(tmp_path / "bundle").manifest.parity is None
+
+
+def test_a_mistake_is_one_line_and_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(tiny_checkpoint, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"")
+    existing = tmp_path / "existing"
+    (existing / "sub").mkdir(parents=True)
+    file = tmp_path / "file"
+    file.write_text("x")
+    cases = {
+        "no checkpoint at": (tmp_path / "missing", tmp_path / "out"),
+        "damaged or incomplete": (broken, tmp_path / "out"),
+        "give --force": (tiny_checkpoint, existing),
+        "is no checkpoint": (file, tmp_path / "out"),
+        "cannot write": (tiny_checkpoint, file / "out"),
+    }
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for fragment, arguments in cases.items():
+        done = _run(*arguments, "--no-verify")
+        assert done.returncode == 1
+        assert done.stdout == ""
+        *stages, error = done.stderr.splitlines()
+        assert error.startswith("error: ")
+        assert fragment in error
+        assert all("Traceback" not in line for line in stages)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_an_interrupted_export_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, str(tiny_checkpoint), str(tmp_path / "bundle")],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert process.stderr is not None
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".bundle.partial-*/weights.bin")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--target=tpu", "--precision=int3"])
+def test_an_unknown_choice_names_the_known_ones(option: str, tmp_path: Path) -> None:
+    done = _run(tmp_path, tmp_path / "out", option)
+    assert done.returncode == 2
+    assert "is not" in done.stderr

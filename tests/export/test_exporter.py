@@ -1,0 +1,191 @@
+import errno
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from drl.export import ExportOptions, export, save_checkpoint
+from drl.export import exporter as exporter_module
+from drl.export.model import DualRouterModel
+from drl.export.parity import ParityReport, PathParity, RouteParity
+from drl.runtime.bundle import Bundle
+from drl.runtime.errors import CheckpointError, ExportError
+from tests.models import TINY
+
+FILES = ["bridge.onnx", "bundle.json", "decoder.onnx", "encoder.onnx", "parity.json", "weights.bin"]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_bundle_is_complete_and_loads(tiny_bundle: Path) -> None:
+    assert _names(tiny_bundle) == FILES
+    manifest = Bundle.load(tiny_bundle).manifest
+    assert [path.name for path in manifest.paths] == ["fast", "balanced", "full"]
+    assert manifest.parity is not None
+    assert manifest.parity["passed"] is True
+    assert json.loads((tiny_bundle / "parity.json").read_text())["routes_wrong"] == 0
+
+
+def test_exporting_twice_gives_the_same_bytes(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    export(tiny_checkpoint, tmp_path / "again")
+    for name in FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (tiny_bundle / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("bundle", ["tiny_bundle", "portable_bundle"])
+def test_no_tensor_is_stored_twice(bundle: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(bundle)
+    places: dict[tuple[int, int], str] = {}
+    inline = 0
+    for graph in ("encoder", "bridge", "decoder"):
+        model = onnx.load(folder / f"{graph}.onnx", load_external_data=False)
+        for tensor in model.graph.initializer:
+            external = {entry.key: entry.value for entry in tensor.external_data}
+            if not external:
+                inline += len(tensor.SerializeToString())
+                continue
+            assert external["location"] == "weights.bin"
+            place = int(external["offset"]), int(external["length"])
+            assert places.setdefault(place, tensor.name) == tensor.name
+    assert inline < 4096  # shapes and other constants only
+    spans = sorted(places)
+    assert all(a + b <= c for (a, b), (c, _) in itertools.pairwise(spans))
+    weights = np.memmap(folder / "weights.bin", np.uint8, "r")
+    contents = [bytes(weights[a : a + n]) for a, n in spans if n >= 1024]
+    assert len(set(contents)) == len(contents)
+    stored = sum(length for _, length in spans)
+    assert stored == sum(n for _, n in places)
+    assert weights.size < stored + 64 * len(spans)
+
+
+def test_a_bundle_is_not_replaced_unless_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    options = ExportOptions(verify=False)
+    export(tiny_checkpoint, bundle, options)
+    (bundle / "mine.txt").write_text("kept")
+    with pytest.raises(ExportError, match="--force"):
+        export(tiny_checkpoint, bundle, options)
+    assert (bundle / "mine.txt").exists()
+    export(tiny_checkpoint, bundle, ExportOptions(verify=False, force=True))
+    assert _names(bundle) == [name for name in FILES if name != "parity.json"]
+    assert _names(tmp_path) == ["bundle"]
+
+
+def test_force_does_not_delete_what_is_no_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ExportError, match="is no bundle"):
+        export(tiny_checkpoint, tmp_path / "home", ExportOptions(force=True))
+    assert (tmp_path / "home" / "thesis.txt").exists()
+
+
+def _full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stage", ["_write", "_verify", "write_manifest"])
+@pytest.mark.parametrize(
+    ("fault", "raised"), [(_full_disk, ExportError), (_interrupt, KeyboardInterrupt)]
+)
+def test_a_failed_export_leaves_the_old_bundle_and_nothing_else(
+    stage: str,
+    fault: object,
+    raised: type[BaseException],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = tmp_path / "bundle"
+    export(tiny_checkpoint, bundle, ExportOptions(verify=False))
+    before = (bundle / "bundle.json").read_bytes()
+    monkeypatch.setattr(exporter_module, stage, fault)
+    with pytest.raises(raised):
+        export(tiny_checkpoint, bundle, ExportOptions(force=True))
+    assert _names(tmp_path) == ["bundle"]
+    assert (bundle / "bundle.json").read_bytes() == before
+
+
+def test_a_bad_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        export(tmp_path / "missing", tmp_path / "bundle")
+    assert _names(tmp_path) == []
+
+
+def test_a_bundle_that_differs_from_the_model_is_refused(
+    tiny_model: DualRouterModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path / "checkpoint", tiny_model)
+    original = exporter_module.Checkpoint.model
+
+    def altered(self: exporter_module.Checkpoint) -> DualRouterModel:
+        model = original(self)
+        model.decoder.layers[3].ffn_norm.weight.data *= 1.01
+        return model
+
+    monkeypatch.setattr(exporter_module.Checkpoint, "model", altered)
+    with pytest.raises(ExportError, match="does not reproduce the model: logits differ by"):
+        export(tmp_path / "checkpoint", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_route_that_differs_clearly_fails_the_report() -> None:
+    clean = PathParity("full", 1e-6, 1e-6, 10, RouteParity(compared=5, near_ties=2, flips=1))
+    wrong = PathParity("full", 1e-6, 1e-6, 10, RouteParity(compared=5, wrong=1))
+    nothing = PathParity("full", 0.0, 0.0, 0, RouteParity())
+    assert ParityReport(0.0, 0.0, RouteParity(), (clean,)).passed
+    assert not ParityReport(0.0, 0.0, RouteParity(), (clean, wrong)).passed
+    assert not ParityReport(0.0, 0.0, RouteParity(), (nothing,)).passed
+
+
+def _executed_layers(bundle: Path, path: int, folder: Path) -> Counter[str]:
+    """Run one decoder step under the profiler; return how many nodes ran per decoder layer."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / f"path{path}")
+    session = onnxruntime.InferenceSession(bundle / "decoder.onnx", options)
+    layers = TINY.paths[path].layers
+    feeds: dict[str, np.ndarray] = {
+        "tokens": np.full((1, 1), 2, np.int64),
+        "lengths": np.zeros(1, np.int32),
+        "new_lengths": np.ones(1, np.int32),
+        "path": np.array(path, np.int64),
+        "cross_bias": np.zeros((1, 5), np.float32),
+    }
+    for i in range(TINY.decoder_layers):
+        for kind, length in (("cross", 5), ("past", 8)):
+            size = length if i in layers else 0
+            for side in "kv":
+                feeds[f"{kind}_{side}.{i}"] = np.zeros((1, 2, size, 16), np.float32)
+    session.run(None, feeds)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    names = [event["name"] for event in events if event.get("cat") == "Node"]
+    return Counter(
+        f"layers.{i}"
+        for name in names
+        for i in range(TINY.decoder_layers)
+        if f"layers.{i}/" in name and name.endswith("_kernel_time")
+    )
+
+
+def test_a_skipped_layer_does_no_work(portable_bundle: Path, tmp_path: Path) -> None:
+    fast = _executed_layers(portable_bundle, 0, tmp_path)
+    full = _executed_layers(portable_bundle, 2, tmp_path)
+    assert fast["layers.1"] <= 4  # hands on the states and the empty caches
+    assert fast["layers.2"] <= 4
+    assert full["layers.1"] > 20
+    assert full["layers.2"] > 20
+    for layer in ("layers.0", "layers.3"):
+        assert fast[layer] > 20

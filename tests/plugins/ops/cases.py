@@ -1,0 +1,284 @@
+"""Inputs that every implementation of a `drl` operator must get right.
+
+A case holds the inputs and attributes of one call; the operator's NumPy reference says what
+must come out. Implementations in any framework are tested over these same cases.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from drl.plugins.ops import (
+    CACHED_ATTENTION,
+    EXPERT_ROUTE,
+    GROUP_ROUTE,
+    PATH_SCORE,
+    ROUTED_FFN,
+    SELECT_STATES,
+)
+from drl.plugins.ops.activations import GATED
+from tests.plugins.ops.case import FLOAT_TYPES, ROUTING_TOLERANCE, TOLERANCES, Array, Case, Maker
+
+
+def _log_softmax(x: Array) -> Array:
+    result = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return np.asarray(result, np.float32)
+
+
+def group_route_cases() -> Iterator[Case]:
+    for name, (batch, steps, vocabulary, groups) in {
+        "several": (3, 5, 11, 4),
+        "one_token": (1, 1, 11, 4),
+        "one_group": (2, 3, 7, 1),
+        "one_word": (2, 3, 1, 3),
+    }.items():
+        make = Maker(name, "fp32")
+        table = _log_softmax(make.f32(vocabulary, groups))
+        inputs = {
+            "token_ids": make.random.integers(0, vocabulary, (batch, steps)),
+            "log_prob_table": table,
+            "allowed_table": make.top_groups(table, max(1, groups // 2)),
+        }
+        yield Case(GROUP_ROUTE, name, inputs, {}, "fp32", 0.0)
+
+
+def _expert_route(
+    name: str,
+    precision: str = "fp32",
+    *,
+    k: int = 2,
+    groups: int = 4,
+    experts: int = 8,
+    top_groups: int = 2,
+    lengths: tuple[int, ...] = (5, 3, 1),
+    steps: int = 5,
+    scale: float = 1.0,
+) -> Case:
+    make, width = Maker(name, precision), 16
+    log_probs = _log_softmax(make.f32(len(lengths), steps, groups))
+    inputs = {
+        "hidden": make.ft(len(lengths), steps, width, scale=scale),
+        "weight": make.ft(width, experts),
+        "prior_scale": np.array(1.5, np.float32),
+        "group_log_probs": log_probs,
+        "allowed": make.top_groups(log_probs, top_groups),
+        "token_mask": make.mask(list(lengths), steps),
+        "k": np.array([k]),
+    }
+    return Case(EXPERT_ROUTE, name, inputs, {}, precision, ROUTING_TOLERANCE)
+
+
+def _expert_route_ties() -> Case:
+    """Small whole numbers, so that sums are exact and equal columns tie to the last bit."""
+    case = _expert_route("ties", k=4, groups=2, top_groups=1)
+    inputs = dict(case.inputs)
+    inputs["hidden"] = np.round(inputs["hidden"])
+    columns = np.round(inputs["weight"][:, :1])
+    inputs["weight"] = np.concatenate([columns * step for step in (1, 2, 1, 2, 1, 1, 2, 1)], 1)
+    inputs["prior_scale"] = np.array(0, np.float32)
+    return Case(EXPERT_ROUTE, "ties", inputs, {}, "fp32", ROUTING_TOLERANCE)
+
+
+def expert_route_cases() -> Iterator[Case]:
+    for precision in FLOAT_TYPES:
+        for k in (1, 2, 4):
+            yield _expert_route(f"k{k}", precision, k=k)
+    yield _expert_route("one_group", groups=1, top_groups=1)
+    yield _expert_route("all_groups", top_groups=4)
+    yield _expert_route("group_of_one_expert", groups=8, top_groups=3)
+    yield _expert_route("fewer_allowed_than_k", k=4, top_groups=1)
+    yield _expert_route("every_expert", k=8, top_groups=4)
+    yield _expert_route("one_expert", k=1, groups=1, experts=1, top_groups=1)
+    yield _expert_route("one_token", lengths=(1,), steps=1)
+    yield _expert_route("row_of_padding", lengths=(5, 0))
+    yield _expert_route("all_scores_equal", k=4, top_groups=4, scale=0.0, groups=1)
+    yield _expert_route("sharp", scale=40.0)
+    yield _expert_route_ties()
+
+
+def _routed_ffn(
+    name: str,
+    precision: str = "fp32",
+    *,
+    activation: str = "silu_glu",
+    k: int = 2,
+    experts: int = 4,
+    shape: tuple[int, int] = (2, 5),
+    choose: Callable[[Array], Array] = lambda ids: ids,
+) -> Case:
+    """`choose` alters expert ids `[B, T, k]` that are drawn without repetition per token."""
+    make, width, inner = Maker(name, precision), 16, 24
+    order = np.argsort(make.random.random((*shape, experts)), axis=-1)
+    inputs = {
+        "hidden": make.ft(*shape, width),
+        "expert_ids": choose(order[..., :k].astype(np.int32)),
+        "gates": make.random.random((*shape, k)).astype(np.float32),
+        "up": make.ft(experts, width, inner, scale=width**-0.5),
+        "down": make.ft(experts, inner, width, scale=inner**-0.5),
+    }
+    if GATED[activation]:
+        inputs["gate"] = make.ft(experts, width, inner, scale=width**-0.5)
+    attributes = {"activation": activation}
+    return Case(ROUTED_FFN, name, inputs, attributes, precision, TOLERANCES[precision])
+
+
+def _pad(ids: Array) -> Array:
+    """Make the last two tokens of the first row padding."""
+    ids = ids.copy()
+    ids[0, -2:] = -1
+    return ids
+
+
+def _pad_some_slots(ids: Array) -> Array:
+    ids = ids.copy()
+    ids[:, ::2, -1] = -1
+    return ids
+
+
+def routed_ffn_cases() -> Iterator[Case]:
+    for activation in GATED:
+        yield _routed_ffn(activation, activation=activation, choose=_pad)
+    for precision in ("fp16", "bf16"):
+        yield _routed_ffn("gated", precision, activation="silu_glu", choose=_pad)
+        yield _routed_ffn("ungated", precision, activation="gelu", choose=_pad)
+    for k in (1, 2, 4):
+        yield _routed_ffn(f"k{k}", k=k)
+        yield _routed_ffn(f"one_token_k{k}", k=k, shape=(1, 1))
+    yield _routed_ffn("empty_experts", experts=8, choose=lambda ids: ids % 2 * 5)
+    yield _routed_ffn("same_expert_for_all", k=1, choose=lambda ids: np.full_like(ids, 2))
+    yield _routed_ffn("nothing_but_padding", choose=lambda ids: np.full_like(ids, -1))
+    yield _routed_ffn("some_slots_unused", activation="relu", choose=_pad_some_slots)
+    yield _routed_ffn("one_expert", k=1, experts=1)
+
+
+def _path_score(
+    name: str,
+    precision: str = "fp32",
+    *,
+    pooling: str = "saliency",
+    lengths: tuple[int, ...] = (7, 4, 1),
+    groups: int = 4,
+    paths: int = 3,
+    scale: float = 1.0,
+) -> Case:
+    make, width, rank, longest = Maker(name, precision), 16, 8, max(lengths)
+    batch, features = len(lengths), width + 2 + groups
+    inputs = {
+        "encoder_states": make.ft(batch, longest, width, scale=scale),
+        "source_mask": make.mask(list(lengths), longest),
+        "group_log_probs": _log_softmax(make.f32(batch, longest, groups)),
+        "budget": make.random.random(batch).astype(np.float32),
+        "saliency_weight": make.f32(width),
+        "saliency_bias": np.array(0.3, np.float32),
+        "hidden_weight": make.f32(features, rank, scale=features**-0.5),
+        "hidden_bias": make.f32(rank),
+        "output_weight": make.f32(rank, paths, scale=rank**-0.5),
+        "output_bias": make.f32(paths),
+    }
+    if pooling == "attention":
+        inputs["query"] = make.f32(width)
+    attributes = {"pooling": pooling, "max_source_length": 7}
+    return Case(PATH_SCORE, name, inputs, attributes, precision, ROUTING_TOLERANCE)
+
+
+def path_score_cases() -> Iterator[Case]:
+    for pooling in ("saliency", "attention"):
+        for precision in FLOAT_TYPES:
+            yield _path_score(pooling, precision, pooling=pooling)
+        yield _path_score(f"{pooling}_one_token", pooling=pooling, lengths=(1,))
+        yield _path_score(f"{pooling}_sharp", pooling=pooling, scale=20.0)
+    yield _path_score("one_group_one_path", groups=1, paths=1)
+
+
+def _select_states(
+    name: str,
+    precision: str = "fp32",
+    *,
+    lengths: tuple[int, ...] = (7, 4, 1),
+    keep: tuple[int, ...] = (3, 4, 1),
+    alter: Callable[[Array], Array] = lambda saliency: saliency,
+) -> Case:
+    make, width, longest = Maker(name, precision), 8, max(lengths)
+    saliency = alter(make.f32(len(lengths), longest))
+    inputs = {
+        "encoder_states": make.ft(len(lengths), longest, width),
+        # Higher at padding than anywhere else: padding must not be kept all the same.
+        "saliency": np.where(make.mask(list(lengths), longest), saliency, np.float32(1e3)),
+        "source_lengths": np.array(lengths, np.int32),
+        "keep_counts": np.array(keep, np.int32),
+    }
+    return Case(SELECT_STATES, name, inputs, {}, precision, ROUTING_TOLERANCE)
+
+
+def select_states_cases() -> Iterator[Case]:
+    for precision in FLOAT_TYPES:
+        yield _select_states("ragged", precision)
+    yield _select_states("keep_one", keep=(1, 1, 1))
+    yield _select_states("keep_all", keep=(7, 4, 1))
+    yield _select_states("all_equal", alter=lambda s: np.zeros_like(s))
+    yield _select_states("ties", lengths=(40, 33), keep=(17, 20), alter=np.round)
+    yield _select_states("extreme", alter=lambda s: np.asarray(s * 200, np.float32))
+    yield _select_states("single_token", lengths=(1,), keep=(1,))
+
+
+def _cached_attention(
+    name: str,
+    precision: str = "fp32",
+    *,
+    past: tuple[int, ...] = (0, 5, 3),
+    steps: int = 1,
+    heads: int = 4,
+    kv_heads: int = 2,
+    capacity: int = 12,
+    bias_rows: int = 0,
+    scale: float = 0.35,
+) -> Case:
+    make, head, batch = Maker(name, precision), 8, len(past)
+    used = max(past) + steps
+    cache = {}
+    for part in ("past_k", "past_v"):
+        # Slots past a row's length hold what an earlier sequence left; slots past all rows
+        # must not even be read.
+        cache[part] = make.ft(batch, kv_heads, capacity, head)
+        cache[part][:, :, used:] = np.nan
+    inputs = {
+        "q": make.ft(batch, steps, heads * head),
+        "k": make.ft(batch, steps, kv_heads * head),
+        "v": make.ft(batch, steps, kv_heads * head),
+        **cache,
+        "lengths": np.array(past, np.int32),
+    }
+    if bias_rows:
+        inputs["bias"] = make.ft(bias_rows, heads, steps, used)
+    attributes = {"num_heads": heads, "scale": scale}
+    return Case(CACHED_ATTENTION, name, inputs, attributes, precision, TOLERANCES[precision])
+
+
+def cached_attention_cases() -> Iterator[Case]:
+    for precision in FLOAT_TYPES:
+        for steps in (1, 4):
+            yield _cached_attention(f"ragged_t{steps}", precision, steps=steps)
+            yield _cached_attention(f"bias_t{steps}", precision, steps=steps, bias_rows=1)
+    for steps in (1, 4):
+        yield _cached_attention(f"empty_past_t{steps}", past=(0, 0), steps=steps)
+        yield _cached_attention(f"bias_per_row_t{steps}", steps=steps, bias_rows=3)
+        yield _cached_attention(f"full_cache_t{steps}", past=(12 - steps, 2), steps=steps)
+        yield _cached_attention(f"one_row_t{steps}", past=(6,), steps=steps)
+        yield _cached_attention(f"one_row_bias_t{steps}", past=(6,), steps=steps, bias_rows=1)
+    yield _cached_attention("heads_not_shared", heads=4, kv_heads=4, steps=3)
+    yield _cached_attention("one_kv_head", heads=4, kv_heads=1, steps=3)
+    yield _cached_attention("one_head", heads=1, kv_heads=1, steps=2)
+    yield _cached_attention("unscaled", scale=1.0, steps=2)
+
+
+def all_cases() -> list[Case]:
+    """Every case of every operator."""
+    makers = (
+        group_route_cases,
+        expert_route_cases,
+        routed_ffn_cases,
+        path_score_cases,
+        select_states_cases,
+        cached_attention_cases,
+    )
+    return [case for maker in makers for case in maker()]

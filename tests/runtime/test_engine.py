@@ -1,0 +1,401 @@
+"""Generation with a toy backend: what a batch, a queue or a thread gives, a lone run gives too."""
+
+import threading
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drl.runtime import (
+    BackendError,
+    DrlError,
+    Engine,
+    GenerationConfig,
+    GenerationResult,
+    PromptError,
+)
+from tests.runtime.toy import EOS, VOCAB_SIZE, ToyBackend, toy_bundle, toy_engine
+
+
+def random_prompts(count: int, seed: int = 0) -> list[list[int]]:
+    random = np.random.default_rng(seed)
+    return [random.integers(2, VOCAB_SIZE, random.integers(1, 40)).tolist() for _ in range(count)]
+
+
+def assert_same(found: GenerationResult, expected: GenerationResult) -> None:
+    assert found.tokens == expected.tokens
+    assert found.text == expected.text
+    assert found.path == expected.path
+    assert found.finish_reason == expected.finish_reason
+    assert found.top_logprobs == expected.top_logprobs
+    if expected.logprobs is not None:
+        np.testing.assert_array_equal(found.logprobs, expected.logprobs)
+    if expected.path_logits is not None:
+        np.testing.assert_array_equal(found.path_logits, expected.path_logits)
+    if expected.experts is not None:
+        assert found.experts is not None
+        for side in ("encoder", "decoder"):
+            ours, theirs = getattr(found.experts, side), getattr(expected.experts, side)
+            assert ours.keys() == theirs.keys()
+            for layer in theirs:
+                np.testing.assert_array_equal(ours[layer], theirs[layer])
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return toy_engine(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["auto", "fast", "mid", "full"])
+@pytest.mark.parametrize("max_batch_size", [1, 3, 16])
+def test_a_ragged_batch_gives_what_each_prompt_gives_alone(
+    tmp_path: Path, path: str, max_batch_size: int
+) -> None:
+    prompts = random_prompts(13)
+    with toy_engine(tmp_path, max_batch_size=1) as lone:
+        expected = [
+            lone.generate([prompt], path=path, return_experts=True)[0] for prompt in prompts
+        ]
+    with toy_engine(tmp_path, max_batch_size=max_batch_size) as engine:
+        found = engine.generate(prompts, path=path, return_experts=True)
+    assert len({len(result.tokens) for result in expected}) > 4  # lengths really are ragged
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same(ours, theirs)
+
+
+def test_every_mixture_of_options_is_independent_of_the_batch(tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    prompts = random_prompts(24, seed=2)
+    configs = [
+        GenerationConfig(
+            max_new_tokens=int(random.integers(3, 48)),
+            min_new_tokens=int(random.integers(0, 3)),
+            temperature=float(random.choice([0.0, 0.7, 1.3])),
+            top_k=int(random.choice([0, 5])),
+            top_p=float(random.choice([0.8, 1.0])),
+            min_p=float(random.choice([0.0, 0.05])),
+            repetition_penalty=float(random.choice([1.0, 1.4])),
+            seed=int(random.integers(1000)),
+            stop_token_ids=random.integers(2, VOCAB_SIZE, 6).tolist(),
+            top_logprobs=int(random.choice([0, 3])),
+        )
+        for _ in prompts
+    ]
+    with toy_engine(tmp_path, max_batch_size=1) as lone:
+        expected = [
+            lone.generate([prompt], config)[0]
+            for prompt, config in zip(prompts, configs, strict=True)
+        ]
+    with toy_engine(tmp_path, max_batch_size=7) as engine:
+        found = engine.generate(prompts, configs)
+        again = engine.generate(prompts[::-1], configs[::-1])[::-1]
+    for ours, more, theirs in zip(found, again, expected, strict=True):
+        assert_same(ours, theirs)
+        assert_same(more, theirs)
+    assert {result.finish_reason for result in expected} == {"eos", "stop", "length"}
+    assert len({result.path for result in expected}) == 3
+
+
+def test_waiting_requests_are_admitted_while_others_run(tmp_path: Path) -> None:
+    bundle = toy_bundle(tmp_path)
+    backend = ToyBackend(bundle.manifest)
+    with Engine(bundle, backend, max_batch_size=4) as engine:
+        engine.generate(random_prompts(30), path="full")
+    assert sum(backend.encoded_rows) == 30
+    assert len(backend.encoded_rows) > 8  # not in whole batches of four
+    assert max(rows for _, rows in backend.stepped_rows) == 4
+    full = sum(rows == 4 for _, rows in backend.stepped_rows)
+    assert full > 0.7 * len(backend.stepped_rows)
+
+
+def test_run_reads_requests_as_places_become_free(engine: Engine) -> None:
+    taken = 0
+
+    def requests():  # type: ignore[no-untyped-def]
+        nonlocal taken
+        for prompt in random_prompts(50):
+            taken += 1
+            yield engine.request(prompt, path="fast")
+
+    results = engine.run(requests())
+    next(results)
+    assert taken <= 8
+    assert len(list(results)) == 49
+    assert taken == 50
+
+
+def test_results_say_what_happened(engine: Engine) -> None:
+    prompt = random_prompts(1)[0]
+    config = GenerationConfig(max_new_tokens=5, min_new_tokens=5, top_logprobs=2)
+    (result,) = engine.generate([prompt], config, path=2, return_experts=True)
+    assert result.path == "full"
+    assert len(result.tokens) == 5
+    assert EOS not in result.tokens
+    assert result.finish_reason == "length"
+    assert result.prompt_tokens == len(prompt)
+    assert result.logprobs is not None
+    assert all(value <= 0 for value in result.logprobs)
+    assert result.top_logprobs is not None
+    assert [len(top) for top in result.top_logprobs] == [2] * 5
+    for token, logprob, top in zip(
+        result.tokens, result.logprobs, result.top_logprobs, strict=True
+    ):
+        assert top[0][1] >= top[1][1]
+        likeliest = dict(top)
+        assert token == EOS or likeliest.get(token, logprob) == pytest.approx(logprob)
+    assert result.path_logits is not None
+    assert result.path_logits.shape == (3,)
+    assert result.experts is not None
+    assert result.experts.encoder[1].shape == (len(prompt), 2)
+    assert sorted(result.experts.decoder) == [0, 1, 2]
+    assert all(ids.shape == (5, 2) for ids in result.experts.decoder.values())
+    assert result.timings.steps == 5
+    assert 0 < result.timings.encode < result.timings.total
+    assert result.timings.first_token <= result.timings.total
+
+
+def test_what_is_not_asked_for_is_not_reported(engine: Engine) -> None:
+    (result,) = engine.generate([[5, 6]], GenerationConfig(logprobs=False))
+    assert result.logprobs is None
+    assert result.top_logprobs is None
+    assert result.experts is None
+
+
+def test_text_prompts_take_the_tokenizers_special_tokens(engine: Engine) -> None:
+    assert engine.tokenizer is not None
+    ids = engine.tokenizer.encode("abc 中国")
+    assert ids[-1] == EOS
+    (text,), (tokens,) = engine.generate(["abc 中国"]), engine.generate([ids])
+    assert_same(text, tokens)
+    assert text.prompt_tokens == len(ids)
+
+
+def test_numpy_arrays_and_tuples_are_prompts(engine: Engine) -> None:
+    ids = [3, 9, 4]
+    expected = engine.generate([ids])[0]
+    for prompt in (tuple(ids), np.array(ids), np.array(ids, np.uint16), [np.int32(3), 9, 4]):
+        assert_same(engine.generate([prompt])[0], expected)  # type: ignore[list-item]
+
+
+def test_no_prompts_give_no_results(engine: Engine) -> None:
+    assert engine.generate([]) == []
+
+
+def test_the_budget_bounds_the_path_that_auto_takes(engine: Engine) -> None:
+    prompts = random_prompts(40)
+    taken = {
+        budget: {result.path for result in engine.generate(prompts, budget=budget)}
+        for budget in (0.0, 0.5, 0.7, 1.0)
+    }
+    assert taken[0.0] == taken[0.5] == {"fast"}
+    assert taken[0.7] == {"fast", "mid"}
+    assert taken[1.0] == {"fast", "mid", "full"}
+
+
+def a_long_sampled_result(engine: Engine) -> tuple[GenerationConfig, GenerationResult]:
+    for seed in range(100):
+        config = GenerationConfig(temperature=3.0, seed=seed)
+        (result,) = engine.generate(["stop here"], config)
+        if len(result.tokens) > 20 and len(result.text) > 12:
+            return config, result
+    raise AssertionError("no seed gives a long text")
+
+
+def test_a_stop_token_ends_a_sequence_and_is_not_part_of_it(engine: Engine) -> None:
+    config, whole = a_long_sampled_result(engine)
+    stop = whole.tokens[9]
+    (result,) = engine.generate(["stop here"], replace(config, stop_token_ids=[stop]))
+    assert result.finish_reason == "stop"
+    assert result.tokens == whole.tokens[: whole.tokens.index(stop)]
+    assert result.timings.steps == len(result.tokens) + 1
+
+
+def test_a_stop_string_ends_a_sequence_and_is_cut_off_the_text(engine: Engine) -> None:
+    config, whole = a_long_sampled_result(engine)
+    stop = whole.text[6:9]
+    (result,) = engine.generate(["stop here"], replace(config, stop_strings=[stop]))
+    assert result.finish_reason == "stop"
+    assert result.text == whole.text[: whole.text.index(stop)].rstrip()
+    assert len(result.tokens) < len(whole.tokens)
+    assert result.tokens == whole.tokens[: len(result.tokens)]
+
+
+def test_streams_join_to_the_text_of_generate(engine: Engine) -> None:
+    for seed in range(20):
+        config = GenerationConfig(temperature=2.0, seed=seed, stop_strings=["q", "zz"])
+        (expected,) = engine.generate(["ab ab"], config)
+        pieces = list(engine.stream("ab ab", config))
+        assert "".join(piece.text for piece in pieces) == expected.text
+        assert [token for piece in pieces for token in piece.tokens] == expected.tokens
+        assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+        assert pieces[-1].result is not None
+        assert_same(pieces[-1].result, expected)
+
+
+def test_streams_may_be_interleaved_and_left_early(engine: Engine) -> None:
+    config = GenerationConfig(min_new_tokens=20)
+    expected = [engine.generate([text], config)[0].text for text in ("one", "two")]
+    streams = [engine.stream(text, config) for text in ("one", "two")]
+    pieces = zip_longest(*streams)
+    texts = ["".join(piece.text for piece in side if piece) for side in zip(*pieces, strict=True)]
+    assert texts == expected
+    abandoned = engine.stream("three", config)
+    next(abandoned)
+    abandoned.close()  # type: ignore[attr-defined]
+    assert engine._scheduler.running == 0
+
+
+def test_threads_share_the_engine(tmp_path: Path) -> None:
+    prompts = random_prompts(24)
+    with toy_engine(tmp_path, max_batch_size=1) as lone:
+        expected = [lone.generate([prompt])[0] for prompt in prompts]
+    bundle = toy_bundle(tmp_path)
+    backend = ToyBackend(bundle.manifest)
+    found: dict[int, GenerationResult] = {}
+    with Engine(bundle, backend, max_batch_size=8) as engine:
+
+        def work(start: int) -> None:
+            for index in range(start, 24, 4):
+                found[index] = engine.generate([prompts[index]])[0]
+
+        threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for index, result in enumerate(expected):
+        assert_same(found[index], result)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("broken")])
+def test_an_interrupted_engine_is_usable_again(tmp_path: Path, error: BaseException) -> None:
+    bundle = toy_bundle(tmp_path)
+    backend = ToyBackend(bundle.manifest)
+    with Engine(bundle, backend, max_batch_size=4) as engine:
+        prompts = random_prompts(9)
+        expected = engine.generate(prompts)
+        other = engine.stream([5, 6, 7], GenerationConfig(min_new_tokens=40))
+        backend.fail_at_step = error
+        with pytest.raises(type(error)):
+            engine.generate(prompts)
+        with pytest.raises((DrlError, KeyboardInterrupt)):
+            list(other)
+        assert engine._scheduler.running == engine._scheduler.waiting == 0
+        for ours, theirs in zip(engine.generate(prompts), expected, strict=True):
+            assert_same(ours, theirs)
+
+
+def test_a_failed_step_fails_the_sequences_of_others(tmp_path: Path) -> None:
+    bundle = toy_bundle(tmp_path)
+    backend = ToyBackend(bundle.manifest)
+    with Engine(bundle, backend) as engine:
+        other = engine.stream([5, 6, 7], GenerationConfig(min_new_tokens=40))
+        next(other)
+        backend.fail_at_step = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate([[8, 9]])
+        with pytest.raises(DrlError, match="cut short: interrupted"):
+            list(other)
+
+
+def test_a_closed_engine_says_so(engine: Engine) -> None:
+    engine.close()
+    engine.close()
+    with pytest.raises(BackendError, match="closed"):
+        engine.generate([[4]])
+
+
+def test_skipped_layers_own_no_memory(tmp_path: Path) -> None:
+    with toy_engine(tmp_path) as engine:
+        engine.generate(random_prompts(4), path="fast")
+        fast, mid, full = (lane.cache.nbytes for lane in engine._scheduler.lanes)
+        assert mid == full == 0
+        engine.generate(random_prompts(4), path="full")
+        full = engine._scheduler.lanes[2].cache.nbytes
+    assert full > 2 * fast > 0
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["ok", ""], "prompt 1 is empty"),
+        (["ok", "  \n"], "prompt 1 is empty"),
+        ([[5], []], "prompt 1 is empty"),
+        ([np.array([], np.int64)], "prompt 0 is empty"),
+        ([[5, VOCAB_SIZE]], f"prompt 0 has token id {VOCAB_SIZE}; the vocabulary is 0 to"),
+        ([[-1]], "prompt 0 has token id -1"),
+        ([[5], list(range(2, 43))], "prompt 1 has 41 tokens and the model reads 40"),
+        (["x" * 200], "prompt 0 has 201 tokens"),
+        ([[True, False]], "prompt 0 holds True"),
+        ([[1.0]], "prompt 0 holds 1.0"),
+        ([None], "prompt 0 must be a string or a list of token ids, not NoneType"),
+        ([np.array([1.5])], "one-dimensional array of integers, not of float64"),
+        ([np.array([[1]])], "one-dimensional array of integers"),
+        ([b"bytes"], "not bytes"),
+        ([4, 5], "prompt 0 must be a string or a list of token ids, not int"),
+        ("text", "prompts must be a list of prompts, not str"),
+        (["\ud800"], "prompt 0: the text is not valid Unicode"),
+    ],
+)
+def test_bad_prompts_are_refused_before_any_work(
+    tmp_path: Path, prompts: object, message: str
+) -> None:
+    bundle = toy_bundle(tmp_path)
+    backend = ToyBackend(bundle.manifest)
+    with Engine(bundle, backend) as engine, pytest.raises(PromptError, match=message):
+        engine.generate(prompts)  # type: ignore[arg-type]
+    assert backend.encoded_rows == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": "ful"}, "no path 'ful'; did you mean 'full'.*auto, fast, mid, full"),
+        ({"path": 3}, "no path 3"),
+        ({"path": -1}, "no path -1"),
+        ({"path": True}, "must be a name or an index, not bool"),
+        ({"path": None}, "must be a name or an index"),
+        ({"budget": 1.5}, "budget must be a number from 0 to 1"),
+        ({"budget": float("nan")}, "budget must be a number"),
+        ({"budget": "1"}, "budget must be a number"),
+        ({"budget": True}, "budget must be a number"),
+        ({"config": {"max_new_tokens": 3}}, "config must be a GenerationConfig"),
+        ({"config": [GenerationConfig()] * 2}, "2 configs for 1 prompts"),
+        ({"config": GenerationConfig(max_new_tokens=49)}, "max_new_tokens 49 exceeds .* of 48"),
+        ({"config": GenerationConfig(min_new_tokens=49)}, "min_new_tokens 49 exceeds"),
+        ({"config": GenerationConfig(stop_token_ids=[10**6])}, "stop_token_ids: 1000000"),
+    ],
+)
+def test_bad_options_are_refused(engine: Engine, options: dict, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        engine.generate([[5]], **options)
+    with pytest.raises(PromptError):
+        engine.stream([5], **options)
+
+
+def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
+    with toy_engine(tmp_path, tokenizer=False) as engine:
+        with pytest.raises(PromptError, match="prompt 1 is text and the bundle has no tokenizer"):
+            engine.generate([[4], "text"])
+        (result,) = engine.generate([[4, 5]])
+        assert result.text == ""
+        pieces = list(engine.stream([4, 5]))
+        assert [token for piece in pieces for token in piece.tokens] == result.tokens
+
+
+def test_a_batch_size_is_a_positive_number(tmp_path: Path) -> None:
+    for wrong in (0, -1, True):
+        with pytest.raises(BackendError, match="max_batch_size"):
+            toy_engine(tmp_path, max_batch_size=wrong)
+
+
+@pytest.mark.parametrize("head", ["attention", "greedy", None])
+def test_other_path_routers_work_in_batches(tmp_path: Path, head: str | None) -> None:
+    prompts = random_prompts(8)
+    with toy_engine(tmp_path, max_batch_size=1, head=head) as lone:
+        expected = [lone.generate([prompt])[0] for prompt in prompts]
+    with toy_engine(tmp_path, head=head) as engine:
+        for ours, theirs in zip(engine.generate(prompts), expected, strict=True):
+            assert_same(ours, theirs)
