@@ -28,9 +28,9 @@ lint: $(INSTALLED)
 
 # mypy cannot see through an editable install, so it checks an ordinary one.
 types: $(INSTALLED)
-	@rm -rf build/types
+	@rm -rf build/types build/lib build/bdist.*
 	$(BIN)/pip install --quiet --no-deps --target build/types .
-	MYPYPATH=build/types $(BIN)/mypy -p drl.plugins -p drl.runtime -p drl.export
+	MYPYPATH=build/types $(BIN)/mypy -p drl.plugins -p drl.runtime -p drl.export -p drl.benchmarks
 
 pytest: $(INSTALLED)
 	$(BIN)/pytest

@@ -1,0 +1,1 @@
+"""Benchmarks of bundles: how long things take, side by side and interleaved."""
