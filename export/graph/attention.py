@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from drl.export.graph.emitter import Emitter
-from drl.export.graph.positions import Rotary
+from drl.export.graph.positions import Rotary, emit_position_bias
 from drl.plugins.ops import CACHED_ATTENTION
 
 
@@ -17,12 +17,23 @@ class SelfAttentionValues:
         rotary: Rotary tables, or None.
         bias: Added to the scores, or None: `[B, H or 1, S, S]` in the encoder, where it is the
             padding mask too; `[B, H, T, L]` in the decoder, where the cache does the masking.
+        bias_rows: Rows of the layers' own bias tables, int64 `[B or 1, T, L]`, or None.
         lengths: Tokens in the cache, int32 `[B]`; None in the encoder.
     """
 
     rotary: Rotary | None
     bias: ir.Value | None
+    bias_rows: ir.Value | None
     lengths: ir.Value | None = None
+
+    def layer_bias(self, e: Emitter, *, bidirectional: bool) -> ir.Value | None:
+        """Emit the bias of the attention in scope: the shared one and the layer's own."""
+        if self.bias_rows is None:
+            return self.bias
+        own = emit_position_bias(e, self.bias_rows, bidirectional=bidirectional)
+        if own is None or self.bias is None:
+            return self.bias if own is None else own
+        return e.op.Add(own, self.bias)
 
 
 def emit_self_attention(
@@ -36,7 +47,7 @@ def emit_self_attention(
             query,
             key,
             value,
-            shared.bias,
+            shared.layer_bias(e, bidirectional=True),
             q_num_heads=config.num_heads,
             kv_num_heads=config.kv_heads,
             scale=config.softmax_scale,
@@ -65,7 +76,7 @@ def emit_cached_attention(
             value,
             *past,
             shared.lengths,
-            shared.bias,
+            shared.layer_bias(e, bidirectional=False),
             num_heads=e.config.num_heads,
             scale=e.config.softmax_scale,
         )

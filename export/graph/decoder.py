@@ -10,11 +10,16 @@ from drl.export.graph.attention import (
     emit_cross_attention,
 )
 from drl.export.graph.emitter import FLOAT, INT32, INT64, BranchOutput, Dims, Emitter
-from drl.export.graph.feed_forward import RoutingValues, emit_dense, emit_sparse
+from drl.export.graph.feed_forward import RoutingValues, emit_feed_forward
 from drl.export.graph.group_router import emit_group_router
-from drl.export.graph.norms import emit_norm
+from drl.export.graph.norms import emit_norm, emit_residual
 from drl.export.graph.paths import PathSwitch
-from drl.export.graph.positions import emit_position_bias, emit_rotary
+from drl.export.graph.positions import (
+    emit_bias_rows,
+    emit_placed,
+    emit_position_bias,
+    emit_rotary,
+)
 from drl.export.graph.tokens import emit_embedding, emit_head, emit_steps, emit_valid
 from drl.export.model import ModelConfig
 from drl.export.weights import WeightPlan
@@ -52,10 +57,13 @@ def emit_decoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
 
     steps = emit_steps(e, tokens)
     groups = emit_group_router(e, tokens)
-    x = emit_embedding(e, tokens)
+    embedded = emit_embedding(e, tokens)
     presents, experts = [], {}
     with e.scope("decoder"):
-        attention = _attention_values(e, tokens, steps, lengths)
+        begun = e.op.Unsqueeze(e.op.Cast(lengths, to=INT64), [1])
+        positions = e.op.Add(begun, steps)
+        x = emit_placed(e, embedded, positions, config.max_target_length)
+        attention = _attention_values(e, tokens, positions, lengths)
         bias = _emit_cross_bias(e, tokens, cross_bias)
         routing = None
         if groups is not None and config.decoder_sparse_layers:
@@ -67,7 +75,7 @@ def emit_decoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
             presents.append(rest[:2])
             if i in config.decoder_sparse_layers:
                 experts[i] = rest[2]
-        states = emit_norm(e, "norm", x)
+        states = emit_norm(e, "norm", x) if config.has_final_norm else x
     e.output("logits", emit_head(e, states), ["B", "T", config.vocab_size])
     for i, pair in enumerate(presents):
         for side, value in zip("kv", pair, strict=True):
@@ -97,17 +105,19 @@ def _layer_pair(e: Emitter, kind: str, layer: int, length: str) -> tuple[ir.Valu
 
 
 def _attention_values(
-    e: Emitter, tokens: ir.Value, steps: ir.Value, lengths: ir.Value
+    e: Emitter, tokens: ir.Value, positions: ir.Value, lengths: ir.Value
 ) -> SelfAttentionValues:
     op = e.op
-    positions = op.Add(op.Unsqueeze(op.Cast(lengths, to=INT64), [1]), steps)
     rotary = emit_rotary(e, positions)
-    bias = None
-    if e.config.position == "t5_bias":
-        longest = op.Cast(op.ReduceMax(lengths, keepdims=0), to=INT64)
-        slots = op.Add(longest, op.Squeeze(op.Shape(tokens, start=1, end=2)))
-        bias = emit_position_bias(e, "decoder", positions, op.Range(0, slots, 1))
-    return SelfAttentionValues(rotary, bias, lengths)
+    if e.config.position != "t5_bias":
+        return SelfAttentionValues(rotary, bias=None, bias_rows=None, lengths=lengths)
+    longest = op.Cast(op.ReduceMax(lengths, keepdims=0), to=INT64)
+    slots = op.Add(longest, op.Squeeze(op.Shape(tokens, start=1, end=2)))
+    rows = emit_bias_rows(e, positions, op.Range(0, slots, 1), bidirectional=False)
+    assert rows is not None
+    bias = emit_position_bias(e, rows, bidirectional=False)
+    own = rows if e.config.position_bias_per_layer else None
+    return SelfAttentionValues(rotary, bias, own, lengths)
 
 
 def _emit_cross_bias(e: Emitter, tokens: ir.Value, bias: ir.Value) -> ir.Value:
@@ -129,22 +139,23 @@ def _emit_layer(
     sparse = layer in config.decoder_sparse_layers
 
     def run() -> list[ir.Value]:
-        normed = emit_norm(e, "self_attention_norm", x)
-        mixed, keys, values = emit_cached_attention(
-            e, "self_attention", normed, inputs.attention, inputs.past
-        )
-        y = e.op.Add(x, mixed)
-        normed = emit_norm(e, "cross_attention_norm", y)
-        crossed = emit_cross_attention(
-            e, "cross_attention", normed, inputs.cross, inputs.cross_bias
-        )
-        y = e.op.Add(y, crossed)
-        normed = emit_norm(e, "ffn_norm", y)
-        if not sparse:
-            return [e.op.Add(y, emit_dense(e, "ffn", normed)), keys, values]
-        assert inputs.routing is not None  # emitted whenever there are sparse decoder layers
-        output, experts = emit_sparse(e, "ffn", normed, inputs.routing)
-        return [e.op.Add(y, output), keys, values, experts]
+        present: list[ir.Value] = []
+
+        def attend(normed: ir.Value) -> ir.Value:
+            mixed, *present[:] = emit_cached_attention(
+                e, "self_attention", normed, inputs.attention, inputs.past
+            )
+            return mixed
+
+        def attend_source(normed: ir.Value) -> ir.Value:
+            return emit_cross_attention(
+                e, "cross_attention", normed, inputs.cross, inputs.cross_bias
+            )
+
+        y = emit_residual(e, "self_attention_norm", x, attend)
+        y = emit_residual(e, "cross_attention_norm", y, attend_source)
+        y, experts = emit_feed_forward(e, y, inputs.routing if sparse else None)
+        return [y, *present] if experts is None else [y, *present, experts]
 
     def skip() -> list[ir.Value]:
         kept = [e.op.Identity(value) for value in (x, *inputs.past)]

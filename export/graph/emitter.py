@@ -66,19 +66,26 @@ class Emitter:
         value.type, value.shape = ir.TensorType(dtype), ir.Shape(list(dims))
         self.op.builder.add_output(value, name)
 
+    def has(self, name: str) -> bool:
+        """Whether the module in scope has the parameter `name`."""
+        return self.path(name) in self._shapes
+
     def weight(self, name: str) -> ir.Value:
         """Return the parameter `name` of the module in scope, as the checkpoint stores it."""
-        path = self._path(name)
+        return self.weight_of(self.path(name))
+
+    def weight_of(self, path: str) -> ir.Value:
+        """Return the parameter with this full name, whatever module is in scope."""
         return self.tensor(path, FLOAT, self._shapes[path], stored_as_is(path))
 
     def matrix(self, name: str) -> ir.Value:
         """Return the weight `name` of the module in scope, turned from [out, in] to [in, out]."""
-        path = self._path(name)
+        path = self.path(name)
         return self.tensor(path, FLOAT, self._shapes[path][::-1], transposed(path))
 
     def weight_as(self, name: str, shape: tuple[int, ...]) -> ir.Value:
         """Return the parameter `name` of the module in scope in another shape."""
-        path = self._path(name)
+        path = self.path(name)
         return self.tensor(path, FLOAT, shape, reshaped(path, shape))
 
     def tensor(
@@ -94,7 +101,8 @@ class Emitter:
     def linear(self, name: str, x: ir.Value) -> ir.Value:
         """Emit the `nn.Linear` called `name`: `[..., in]` to `[..., out]`."""
         with self.scope(name):
-            return self.op.MatMul(x, self.matrix("weight"))
+            product = self.op.MatMul(x, self.matrix("weight"))
+            return self.op.Add(product, self.weight("bias")) if self.has("bias") else product
 
     def branch(
         self,
@@ -146,5 +154,6 @@ class Emitter:
                 node.metadata_props["namespace"] = namespace
         return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="drl")
 
-    def _path(self, name: str) -> str:
+    def path(self, name: str) -> str:
+        """Return the full name of `name` in the module in scope."""
         return ".".join((*self._scope, name))

@@ -1,13 +1,20 @@
 """The encoder graph: once per source, tokens to states, saliency and path logits."""
 
+from functools import partial
+
 import onnx_ir as ir
 
 from drl.export.graph.attention import SelfAttentionValues, emit_self_attention
 from drl.export.graph.emitter import FLOAT, INT32, INT64, Emitter
-from drl.export.graph.feed_forward import RoutingValues, emit_dense, emit_sparse
+from drl.export.graph.feed_forward import RoutingValues, emit_feed_forward
 from drl.export.graph.group_router import GroupValues, emit_group_router
-from drl.export.graph.norms import emit_norm
-from drl.export.graph.positions import emit_position_bias, emit_rotary
+from drl.export.graph.norms import emit_norm, emit_residual
+from drl.export.graph.positions import (
+    emit_bias_rows,
+    emit_placed,
+    emit_position_bias,
+    emit_rotary,
+)
 from drl.export.graph.tokens import emit_embedding, emit_padding_bias, emit_steps, emit_valid
 from drl.export.model import ModelConfig
 from drl.export.weights import WeightPlan
@@ -27,25 +34,25 @@ def emit_encoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
     steps = emit_steps(e, tokens)
     valid = emit_valid(e, steps, lengths)
     groups = emit_group_router(e, tokens)
-    x = emit_embedding(e, tokens)
+    embedded = emit_embedding(e, tokens)
     with e.scope("encoder"):
+        row = e.op.Unsqueeze(steps, [0])
+        x = emit_placed(e, embedded, row, config.max_source_length)
         shared = _attention_values(e, tokens, steps, valid)
         routing = None
         if groups is not None:
             k = e.op.Constant(value_ints=[config.experts_per_token])
-            routing = RoutingValues(groups, valid, k)
+            routing = RoutingValues(groups, valid, k, config.expert_capacity)
         experts = {}
         for i in range(config.encoder_layers):
             with e.scope(f"layers.{i}"):
-                normed = emit_norm(e, "self_attention_norm", x)
-                x = e.op.Add(x, emit_self_attention(e, "self_attention", normed, shared))
-                normed = emit_norm(e, "ffn_norm", x)
-                if i in config.encoder_sparse_layers and routing is not None:
-                    output, experts[i] = emit_sparse(e, "ffn", normed, routing)
-                else:
-                    output = emit_dense(e, "ffn", normed)
-                x = e.op.Add(x, output)
-        states = emit_norm(e, "norm", x)
+                attention = partial(emit_self_attention, e, "self_attention", shared=shared)
+                x = emit_residual(e, "self_attention_norm", x, attention)
+                sparse = i in config.encoder_sparse_layers
+                x, chosen = emit_feed_forward(e, x, routing if sparse else None)
+                if chosen is not None:
+                    experts[i] = chosen
+        states = emit_norm(e, "norm", x) if config.has_final_norm else x
     e.output("encoder_states", states, ["B", "S", config.d_model])
     if groups is not None and config.path_router is not None:
         _emit_path_router(e, states, valid, groups)
@@ -61,14 +68,16 @@ def _attention_values(
     row = op.Unsqueeze(steps, [0])
     rotary = emit_rotary(e, op.Expand(row, op.Shape(tokens)))
     bias = op.Unsqueeze(emit_padding_bias(e, valid), [1, 2])
-    relative = emit_position_bias(e, "encoder", row, steps)
+    rows = emit_bias_rows(e, row, steps, bidirectional=True)
+    relative = None if rows is None else emit_position_bias(e, rows, bidirectional=True)
     if relative is None:
         # ONNX Runtime's CPU kernel does not broadcast the query dimension of a mask.
         width = op.Shape(tokens, start=1, end=2)
         bias = op.Expand(bias, op.Concat([1, 1], width, [1], axis=0))
     else:
         bias = op.Add(relative, bias)
-    return SelfAttentionValues(rotary, bias)
+    own = rows if e.config.position_bias_per_layer else None
+    return SelfAttentionValues(rotary, bias, own)
 
 
 def _emit_path_router(e: Emitter, states: ir.Value, valid: ir.Value, groups: GroupValues) -> None:

@@ -26,8 +26,10 @@ def emit_group_router(e: Emitter, tokens: ir.Value) -> GroupValues | None:
     computed by the PyTorch module itself.
     """
     config = e.config
-    if not config.has_group_router:
+    if not config.routes_tokens:
         return None
+    if config.groups == 1:
+        return _single_group(e, tokens)
 
     def route_vocabulary(checkpoint: Checkpoint) -> GroupChoice:
         router = GroupRouter(config.groups, config.d_model, config.top_groups)
@@ -45,3 +47,13 @@ def emit_group_router(e: Emitter, tokens: ir.Value) -> GroupValues | None:
             "group_router.allowed", BOOL, shape, lambda c: route_vocabulary(c).allowed
         )
         return GroupValues(*GROUP_ROUTE.emit(e.op, tokens, log_probs, allowed))
+
+
+def _single_group(e: Emitter, tokens: ir.Value) -> GroupValues:
+    """Emit the routing to the only group, which has probability 1 and is always allowed."""
+    op = e.op
+    shape = op.Concat(op.Shape(tokens), [1], axis=0)
+    log_probs, allowed = op.ConstantOfShape(shape), op.Expand(True, shape)
+    for value, dtype in ((log_probs, FLOAT), (allowed, BOOL)):
+        value.type, value.shape = ir.TensorType(dtype), ir.Shape([*tokens.shape, 1])
+    return GroupValues(log_probs, allowed)

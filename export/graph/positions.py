@@ -7,7 +7,8 @@ import torch
 
 from drl.export.checkpoint import Checkpoint
 from drl.export.graph.emitter import FLOAT, Emitter
-from drl.export.model.positions import RelativePositionBias, rotary_angles
+from drl.export.graph.norms import emit_norm
+from drl.export.model.positions import make_position_bias, rotary_angles, sinusoids
 from drl.export.weights import constant
 
 
@@ -38,37 +39,81 @@ def emit_rotary(e: Emitter, positions: ir.Value) -> Rotary | None:
     return Rotary(cos, sin, positions)
 
 
-def emit_position_bias(
-    e: Emitter, stack: str, positions: ir.Value, keys: ir.Value
-) -> ir.Value | None:
-    """Emit the relative position bias of a stack, `[B or 1, H, T, L]`, if the model has one.
+def emit_position_bias(e: Emitter, rows: ir.Value, *, bidirectional: bool) -> ir.Value | None:
+    """Emit the `position_bias` of the module in scope, `[B or 1, H, T, L]`, if it has one.
 
     The buckets are folded into a table of the bias at every distance, so a step costs one gather.
 
     Args:
         e: The graph under construction.
-        stack: `encoder` or `decoder`.
+        rows: What `emit_bias_rows` gives.
+        bidirectional: Whether keys after the query occur.
+    """
+    if not e.has("position_bias.weight"):
+        return None
+    config = e.config
+    source = e.path("position_bias.weight")
+
+    def by_distance(checkpoint: Checkpoint) -> torch.Tensor:
+        bias = make_position_bias(config, bidirectional=bidirectional)
+        bias.load_state_dict({"weight": checkpoint.tensor(source)})
+        return bias.by_distance()
+
+    shape = (_bias_rows(e, bidirectional=bidirectional), config.num_heads)
+    table = e.tensor(e.path("position_bias.by_distance"), FLOAT, shape, by_distance)
+    return e.op.Transpose(e.op.Gather(table, rows), perm=[0, 3, 1, 2])
+
+
+def emit_bias_rows(
+    e: Emitter, positions: ir.Value, keys: ir.Value, *, bidirectional: bool
+) -> ir.Value | None:
+    """Emit the row of a bias table for every query and key, int64 `[B or 1, T, L]`.
+
+    Args:
+        e: The graph under construction.
         positions: Positions of the queries, int64 `[B or 1, T]`.
         keys: Positions of the keys, int64 `[L]`.
+        bidirectional: Whether keys after the query occur.
     """
     if e.config.position != "t5_bias":
         return None
-    op, config = e.op, e.config
-    bidirectional = stack == "encoder"
-    rows = config.position_max_distance * (2 if bidirectional else 1) + 1
-
-    def by_distance(checkpoint: Checkpoint) -> torch.Tensor:
-        bias = RelativePositionBias(
-            config.num_heads,
-            buckets=config.position_buckets,
-            max_distance=config.position_max_distance,
-            bidirectional=bidirectional,
-        )
-        bias.load_state_dict({"weight": checkpoint.tensor(f"{stack}.position_bias.weight")})
-        return bias.by_distance()
-
-    name = f"{stack}.position_bias.by_distance"
-    table = e.tensor(name, FLOAT, (rows, config.num_heads), by_distance)
+    op = e.op
     relative = op.Sub(keys, op.Unsqueeze(positions, [-1]))
-    row = op.Clip(op.Add(relative, config.position_max_distance), 0, rows - 1)
-    return op.Transpose(op.Gather(table, row), perm=[0, 3, 1, 2])
+    last = _bias_rows(e, bidirectional=bidirectional) - 1
+    return op.Clip(op.Add(relative, e.config.position_max_distance), 0, last)
+
+
+def _bias_rows(e: Emitter, *, bidirectional: bool) -> int:
+    return e.config.position_max_distance * (2 if bidirectional else 1) + 1
+
+
+def emit_placed(e: Emitter, embedded: ir.Value, positions: ir.Value, length: int) -> ir.Value:
+    """Emit `Stack.place`: word embeddings `[B, T, d]` scaled, with positions added and normed.
+
+    Args:
+        e: The graph under construction.
+        embedded: Word embeddings.
+        positions: int64 `[B or 1, T]`.
+        length: Positions that the stack may see.
+    """
+    op, config = e.op, e.config
+    x = embedded
+    if config.embedding_scale != 1.0:
+        x = op.Mul(x, config.embedding_scale)
+    if config.position in ("sinusoidal", "learned"):
+        x = op.Add(x, op.Gather(_position_table(e, length), positions))
+    return emit_norm(e, "embedding_norm", x) if config.embedding_norm else x
+
+
+def _position_table(e: Emitter, length: int) -> ir.Value:
+    """Return the embedding of every position, fp32 `[length, d]`."""
+    config, offset = e.config, e.config.position_offset
+    shape = (length, config.d_model)
+    if config.position == "learned":
+        source = e.path("positions.weight")
+        name = e.path("positions.by_position")
+        return e.tensor(name, FLOAT, shape, lambda c: c.tensor(source)[offset:])
+    width = config.d_model if config.sinusoid_width is None else config.sinusoid_width
+    longest = max(config.max_source_length, config.max_target_length)
+    table = sinusoids(torch.arange(longest) + offset, config.d_model, width)
+    return e.tensor("sinusoids", FLOAT, (longest, config.d_model), constant(table))

@@ -40,6 +40,7 @@ def emit_head(e: Emitter, states: ir.Value) -> ir.Value:
         head = e.weight("weight")
     with e.scope("head"):
         rows = op.Reshape(states, [-1, config.d_model])
-        logits = op.Gemm(rows, head, transB=1, alpha=config.output_scale)
+        bias = [e.weight_of("head_bias")] if config.head_bias else []
+        logits = op.Gemm(rows, head, *bias, transB=1, alpha=config.output_scale)
         shape = op.Concat(op.Shape(states, start=0, end=2), [config.vocab_size], axis=0)
         return op.Reshape(logits, shape)

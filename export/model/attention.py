@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drl.export.model.config import ModelConfig
-from drl.export.model.positions import rotate
+from drl.export.model.positions import RelativePositionBias, make_position_bias, rotate
 
 MASKED = -1e4
 """Added to the score of a key that must not be seen; its softmax weight underflows to 0."""
@@ -78,10 +78,10 @@ class _Projections(nn.Module):
         )
         self.scale = config.softmax_scale
         inner, inner_kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.q = nn.Linear(config.d_model, inner, bias=False)
-        self.k = nn.Linear(config.d_model, inner_kv, bias=False)
-        self.v = nn.Linear(config.d_model, inner_kv, bias=False)
-        self.o = nn.Linear(inner, config.d_model, bias=False)
+        self.q = nn.Linear(config.d_model, inner, bias=config.bias)
+        self.k = nn.Linear(config.d_model, inner_kv, bias=config.bias)
+        self.v = nn.Linear(config.d_model, inner_kv, bias=config.bias)
+        self.o = nn.Linear(inner, config.d_model, bias=config.bias)
 
     def split(self, x: Tensor, heads: int) -> Tensor:
         """Split `[B, T, heads·h]` into `[B, T, heads, h]`."""
@@ -89,7 +89,15 @@ class _Projections(nn.Module):
 
 
 class SelfAttention(_Projections):
-    """Attention of a sequence to itself."""
+    """Attention of a sequence to itself, with a position bias of its own where layers have one."""
+
+    def __init__(self, config: ModelConfig, *, bidirectional: bool) -> None:
+        super().__init__(config)
+        self.position_bias: RelativePositionBias | None = (
+            make_position_bias(config, bidirectional=bidirectional)
+            if config.position_bias_per_layer
+            else None
+        )
 
     def forward(
         self, x: Tensor, shared: SelfAttentionInput, cache: LayerCache | None = None
@@ -99,13 +107,15 @@ class SelfAttention(_Projections):
         key, value = self.split(self.k(x), self.kv_heads), self.split(self.v(x), self.kv_heads)
         if shared.rotary is not None:
             query, key = rotate(query, *shared.rotary), rotate(key, *shared.rotary)
+        bias, seen = shared.bias, shared.bias.shape[-1]
+        if self.position_bias is not None:
+            bias = bias + self.position_bias(shared.positions, seen)
         if cache is None:
             keys, values = key.transpose(1, 2), value.transpose(1, 2)
         else:
             cache.write(key, value, shared.positions)
-            seen = shared.bias.shape[-1]
             keys, values = cache.keys[:, :, :seen], cache.values[:, :, :seen]
-        return self.o(attend(query, keys, values, shared.bias, self.scale))
+        return self.o(attend(query, keys, values, bias, self.scale))
 
 
 class CrossAttention(_Projections):

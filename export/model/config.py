@@ -9,8 +9,11 @@ from typing import Any, Literal, Self
 from drl.export.model.config_json import read_fields
 from drl.runtime.errors import ConfigError
 
-Activation = Literal["silu_glu", "gelu_glu", "relu", "gelu", "silu"]
-Position = Literal["rope", "t5_bias", "none"]
+Activation = Literal["silu_glu", "gelu_glu", "relu", "gelu", "gelu_tanh", "silu"]
+Norm = Literal["rms", "layer"]
+NormPosition = Literal["pre", "post"]
+Position = Literal["rope", "t5_bias", "sinusoidal", "learned", "none"]
+Gates = Literal["probability", "normalized", "one"]
 PathHead = Literal["linear", "attention", "greedy"]
 
 KEEP_DENOMINATOR = 1000
@@ -79,14 +82,25 @@ class ModelConfig:
     max_target_length: int = 512
 
     activation: Activation = "silu_glu"
+    norm: Norm = "rms"
     norm_eps: float = 1e-6
+    norm_position: NormPosition = "pre"
+    final_norm: bool | None = None
+    bias: bool = False
+    embedding_scale: float = 1.0
+    embedding_norm: bool = False
+    attention_scale: float | None = None
+    tie_embeddings: bool = True
+    head_bias: bool = False
+    logit_scale: float | None = None
+
     position: Position = "rope"
     rope_theta: float = 10_000.0
     position_buckets: int = 32
     position_max_distance: int = 128
-    attention_scale: float | None = None
-    tie_embeddings: bool = True
-    logit_scale: float | None = None
+    position_bias_per_layer: bool = False
+    position_offset: int = 0
+    sinusoid_width: int | None = None
 
     encoder_sparse_layers: tuple[int, ...] = ()
     decoder_sparse_layers: tuple[int, ...] = ()
@@ -96,6 +110,10 @@ class ModelConfig:
     experts_per_token: int = 1
     d_expert: int = 0
     d_shared: int = 0
+    gates: Gates = "probability"
+    router_bias: bool = False
+    expert_capacity: int | None = None
+    expert_output_scale: float = 1.0
     path_router: PathRouterConfig | None = None
 
     def __post_init__(self) -> None:
@@ -110,11 +128,16 @@ class ModelConfig:
         return self.groups * self.experts_per_group
 
     @property
-    def has_group_router(self) -> bool:
+    def routes_tokens(self) -> bool:
         """Whether anything reads the level-1 routing: a sparse layer or the path router."""
         return bool(
             self.encoder_sparse_layers or self.decoder_sparse_layers or self.path_router is not None
         )
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether a norm ends each stack: by default where the layers' own norms come first."""
+        return self.norm_position == "pre" if self.final_norm is None else self.final_norm
 
     @property
     def softmax_scale(self) -> float:

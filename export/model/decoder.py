@@ -1,6 +1,7 @@
 """The decoder: runs the layers of one path over new tokens, with or without a KV cache."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from drl.export.model.config import ModelConfig, PathConfig
 from drl.export.model.encoder import Layer, Stack
 from drl.export.model.experts import Route
 from drl.export.model.group_router import GroupChoice
-from drl.export.model.norms import RMSNorm
+from drl.export.model.norms import make_norm
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class DecoderLayer(Layer):
     """A layer with cross-attention between self-attention and feed-forward network."""
 
     def __init__(self, config: ModelConfig, name: str, *, sparse: bool) -> None:
-        super().__init__(config, name, sparse=sparse)
-        self.cross_attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        super().__init__(config, name, sparse=sparse, bidirectional=False)
+        self.cross_attention_norm = make_norm(config)
         self.cross_attention = CrossAttention(config)
 
 
@@ -51,7 +52,7 @@ class Decoder(Stack):
     """Maps embedded target tokens to the states that predict their successors."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, bidirectional=False)
+        super().__init__(config, config.max_target_length, bidirectional=False)
         self.layers = nn.ModuleList(
             DecoderLayer(config, f"decoder.layers.{i}", sparse=i in config.decoder_sparse_layers)
             for i in range(config.decoder_layers)
@@ -91,21 +92,24 @@ class Decoder(Stack):
         shared = self.attention_input(positions, seen <= positions[..., None])
         token_mask = steps < new_lengths[:, None]
         cross_bias = memory.bias[:, None, None]
-        x, routes = embedded, list[Route]()
+        x, routes = self.place(embedded, positions), list[Route]()
         for i in memory.path.layers:
             layer = self._layer(i)
             kept = None if cache is None else cache.layers[i]
-            x = x + layer.self_attention(layer.self_attention_norm(x), shared, kept)
-            normed = layer.cross_attention_norm(x)
-            x = x + layer.cross_attention(normed, memory.keys[i], memory.values[i], cross_bias)
+            attention = partial(layer.self_attention, shared=shared, cache=kept)
+            x = layer.residual(layer.self_attention_norm, x, attention)
+            source = {"keys": memory.keys[i], "values": memory.values[i], "bias": cross_bias}
+            x = layer.residual(
+                layer.cross_attention_norm, x, partial(layer.cross_attention, **source)
+            )
             x = layer.feed_forward(x, groups, token_mask, memory.path.experts_per_token, routes)
         if cache is not None:
             cache.lengths = cache.lengths + new_lengths
-        return self.norm(x), routes
+        return self.finish(x), routes
 
     def empty_cache(self, batch: int, capacity: int, path: PathConfig) -> KVCache:
         """Return a cache of `capacity` positions for the layers of `path`."""
-        like = self.norm.weight
+        like = next(self.parameters())
         shape = (batch, self.config.kv_heads, capacity, self.config.head_dim)
         layers = {i: LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for i in path.layers}
         return KVCache(torch.zeros(batch, dtype=torch.long, device=like.device), layers)

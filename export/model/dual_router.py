@@ -12,6 +12,7 @@ from drl.export.model.encoder import Encoder
 from drl.export.model.experts import ExpertRouter, Experts, Route
 from drl.export.model.group_router import GroupChoice, GroupRouter
 from drl.export.model.path_router import PathRouter, PathScores, keep_counts, select_states
+from drl.export.model.positions import AbsolutePositions
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class DualRouterModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.group_router = (
             GroupRouter(config.groups, config.d_model, config.top_groups)
-            if config.has_group_router
+            if config.routes_tokens and config.groups > 1
             else None
         )
         self.encoder = Encoder(config)
@@ -66,6 +67,7 @@ class DualRouterModel(nn.Module):
             if config.tie_embeddings
             else nn.Linear(config.d_model, config.vocab_size, bias=False)
         )
+        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -77,19 +79,30 @@ class DualRouterModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.weight.normal_(std=module.in_features**-0.5)
+                if module.bias is not None:
+                    module.bias.zero_()
             elif isinstance(module, ExpertRouter):
                 module.weight.normal_(std=module.weight.shape[1] ** -0.5)
             elif isinstance(module, Experts):
-                for weight in module.parameters():
-                    weight.normal_(std=weight.shape[1] ** -0.5)
+                for weight in (module.gate, module.up, module.down):
+                    if weight is not None:
+                        weight.normal_(std=weight.shape[1] ** -0.5)
+            elif isinstance(module, AbsolutePositions) and module.weight is not None:
+                module.weight.normal_()
         if self.group_router is not None:
             self.group_router.initialise(self.embedding.weight)
 
     def embed(self, tokens: Tensor) -> tuple[Tensor, GroupChoice | None]:
         """Look up `tokens` int64 `[B, T]`: embeddings `[B, T, d]` and level-1 routing."""
         embedded = self.embedding(tokens)
-        groups = None if self.group_router is None else self.group_router(embedded)
-        return embedded, groups
+        if self.group_router is not None:
+            return embedded, self.group_router(embedded)
+        if not self.config.routes_tokens:
+            return embedded, None
+        shape = (*tokens.shape, 1)  # a single group has probability 1
+        device = tokens.device
+        one = torch.ones(shape, dtype=torch.bool, device=device)
+        return embedded, GroupChoice(torch.zeros(shape, device=device), one)
 
     def encode(self, source: Tensor, lengths: Tensor, budget: Tensor | None = None) -> Encoded:
         """Encode right-padded sources.
@@ -133,7 +146,8 @@ class DualRouterModel(nn.Module):
         embedded, groups = self.embed(tokens)
         states, routes = self.decoder(embedded, new_lengths, groups, memory, cache)
         head = self.embedding.weight if self.lm_head is None else self.lm_head.weight
-        return states @ head.T * self.config.output_scale, routes
+        logits = states @ head.T * self.config.output_scale
+        return (logits if self.head_bias is None else logits + self.head_bias), routes
 
     def forward(
         self,

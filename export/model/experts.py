@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from drl.export.model.config import Activation, ModelConfig
 from drl.export.model.feed_forward import FeedForward, activate, is_gated
@@ -46,22 +47,69 @@ class ExpertRouter(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.experts_per_group = config.experts_per_group
+        self.gates = config.gates
+        self.output_scale = config.expert_output_scale
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.d_model))
-        self.prior_scale = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.zeros(config.num_experts)) if config.router_bias else None
+        self.prior_scale = nn.Parameter(torch.tensor(1.0)) if config.groups > 1 else None
 
     def forward(
-        self, x: Tensor, groups: GroupChoice, token_mask: Tensor, k: int, layer: str
+        self,
+        x: Tensor,
+        groups: GroupChoice,
+        token_mask: Tensor,
+        k: int,
+        layer: str,
+        capacity: int | None = None,
     ) -> Route:
-        """Route `x` `[B, T, d]`; all arithmetic is fp32."""
+        """Route `x` `[B, T, d]`; all arithmetic is fp32.
+
+        With a `capacity`, an expert takes no more than so many tokens of a sequence, the first
+        ones; for the others it counts as not chosen.
+        """
         with torch.autocast(x.device.type, enabled=False):
             prior = groups.log_probs.repeat_interleave(self.experts_per_group, dim=-1)
             allowed = groups.allowed.repeat_interleave(self.experts_per_group, dim=-1)
-            logits = x.float() @ self.weight.float().T + self.prior_scale.float() * prior
+            logits = functional.linear(x.float(), self.weight.float(), _float(self.bias))
+            if self.prior_scale is not None:
+                logits = logits + self.prior_scale.float() * prior
             probabilities = logits.masked_fill(~allowed, FORBIDDEN).softmax(dim=-1)
         ids = top_indices(probabilities, k)
-        gates = probabilities.gather(-1, ids) * token_mask[..., None]
+        gates = self._weigh(probabilities.gather(-1, ids)) * token_mask[..., None]
         ids = ids.masked_fill(~token_mask[..., None], -1).int()
+        if capacity is not None:
+            ids, gates = drop_over_capacity(ids, gates, capacity)
         return Route(layer, ids, gates, probabilities, token_mask)
+
+    def _weigh(self, probabilities: Tensor) -> Tensor:
+        """Turn the probabilities of the chosen experts `[B, T, k]` into their gates."""
+        if self.gates == "one":
+            probabilities = torch.ones_like(probabilities)
+        elif self.gates == "normalized":
+            probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+        return probabilities * self.output_scale
+
+
+def drop_over_capacity(ids: Tensor, gates: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    """Unchoose an expert for all but the first `capacity` tokens of a sequence that chose it.
+
+    Args:
+        ids: int32 `[B, T, k]`, -1 for none.
+        gates: fp32 `[B, T, k]`.
+        capacity: Tokens of a row that one expert takes.
+
+    Returns:
+        Ids and gates, -1 and 0 where the expert is full (Fedus et al., 2022).
+    """
+    experts = int(ids.max()) + 1
+    chosen = functional.one_hot(ids.long() + 1, experts + 1)[..., 1:]
+    place = (chosen.sum(dim=2).cumsum(dim=1)[:, :, None] * chosen).sum(dim=-1)
+    full = place > capacity
+    return ids.masked_fill(full, -1), gates.masked_fill(full, 0.0)
+
+
+def _float(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.float()
 
 
 class Experts(nn.Module):
@@ -75,6 +123,10 @@ class Experts(nn.Module):
         self.gate = nn.Parameter(torch.empty(experts, d, f)) if gated else None
         self.up = nn.Parameter(torch.empty(experts, d, f))
         self.down = nn.Parameter(torch.empty(experts, f, d))
+        biased = config.bias
+        self.gate_bias = nn.Parameter(torch.zeros(experts, f)) if gated and biased else None
+        self.up_bias = nn.Parameter(torch.zeros(experts, f)) if biased else None
+        self.down_bias = nn.Parameter(torch.zeros(experts, d)) if biased else None
 
     def forward(self, x: Tensor, route: Route) -> Tensor:
         """Return Σ gate·expert(x) over each token's experts, `[B, T, d]`.
@@ -96,28 +148,35 @@ class Experts(nn.Module):
         return summed.index_add(0, token, weighted).reshape(x.shape)
 
     def _run(self, expert: int, x: Tensor) -> Tensor:
-        gate = None if self.gate is None else x @ self.gate[expert]
-        return activate(self.activation, x @ self.up[expert], gate) @ self.down[expert]
+        gate = None if self.gate is None else _linear(x, self.gate, self.gate_bias, expert)
+        up = _linear(x, self.up, self.up_bias, expert)
+        return _linear(activate(self.activation, up, gate), self.down, self.down_bias, expert)
+
+
+def _linear(x: Tensor, weights: Tensor, biases: Tensor | None, expert: int) -> Tensor:
+    product = x @ weights[expert]
+    return product if biases is None else product + biases[expert]
 
 
 class SparseFeedForward(nn.Module):
-    """The shared expert plus the experts that the router chose. Dropless, not renormalised."""
+    """The shared expert plus the experts that the router chose."""
 
     def __init__(self, config: ModelConfig, layer: str) -> None:
         super().__init__()
         self.layer = layer
         self.router = ExpertRouter(config)
         self.experts = Experts(config)
-        self.shared = (
-            FeedForward(config.d_model, config.d_shared, config.activation)
-            if config.d_shared
-            else None
-        )
+        self.shared = FeedForward(config, config.d_shared) if config.d_shared else None
 
     def forward(
-        self, x: Tensor, groups: GroupChoice, token_mask: Tensor, k: int
+        self,
+        x: Tensor,
+        groups: GroupChoice,
+        token_mask: Tensor,
+        k: int,
+        capacity: int | None = None,
     ) -> tuple[Tensor, Route]:
         """Map `x` `[B, T, d]` to `[B, T, d]` and tell the route taken."""
-        route = self.router(x, groups, token_mask, k, self.layer)
+        route = self.router(x, groups, token_mask, k, self.layer, capacity)
         output = self.experts(x, route)
         return (output if self.shared is None else self.shared(x) + output), route

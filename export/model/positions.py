@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from drl.export.model.config import ModelConfig
+
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Return cos and sin of the angles at `positions` int64 `[..., T]`, fp32 `[..., T, h/2]`.
@@ -26,6 +28,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos[:, :, None].to(x.dtype), sin[:, :, None].to(x.dtype)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+def sinusoids(positions: Tensor, d_model: int, width: int) -> Tensor:
+    """Return the fixed embeddings of `positions` int64 `[..., T]`, fp32 `[..., T, d]`.
+
+    sin(t · 10000^(-2i / width)) for the first half of the dimensions, cos for the second (Vaswani
+    et al., 2017, with the halves apart instead of interleaved).
+    """
+    pairs = torch.arange(0, d_model, 2, dtype=torch.float64, device=positions.device)
+    angles = positions[..., None] * 10_000.0 ** (-pairs / width)
+    return torch.cat((angles.sin(), angles.cos()), dim=-1).float()
 
 
 def relative_bucket(
@@ -86,3 +99,35 @@ class RelativePositionBias(nn.Module):
         table = self.by_distance()
         row = (relative + self.max_distance).clamp(0, table.shape[0] - 1)
         return table[row].permute(0, 3, 1, 2)
+
+
+def make_position_bias(config: ModelConfig, *, bidirectional: bool) -> RelativePositionBias:
+    """Return the relative position bias that the configuration describes."""
+    return RelativePositionBias(
+        config.num_heads,
+        buckets=config.position_buckets,
+        max_distance=config.position_max_distance,
+        bidirectional=bidirectional,
+    )
+
+
+class AbsolutePositions(nn.Module):
+    """An embedding added per position: learned, or sinusoids of a fixed form."""
+
+    def __init__(self, config: ModelConfig, length: int) -> None:
+        super().__init__()
+        self.offset = config.position_offset
+        self.d_model = config.d_model
+        self.width = config.d_model if config.sinusoid_width is None else config.sinusoid_width
+        self.weight = (
+            nn.Parameter(torch.zeros(length + self.offset, config.d_model))
+            if config.position == "learned"
+            else None
+        )
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Return the embeddings of `positions` int64 `[B or 1, T]`, `[B or 1, T, d]`."""
+        rows = positions + self.offset
+        if self.weight is None:
+            return sinusoids(rows, self.d_model, self.width)
+        return self.weight[rows]

@@ -4,6 +4,7 @@
 """
 
 from drl.plugins.ops.cached_attention import CACHED_ATTENTION
+from drl.plugins.ops.expert_capacity import EXPERT_CAPACITY
 from drl.plugins.ops.expert_route import EXPERT_ROUTE
 from drl.plugins.ops.group_route import GROUP_ROUTE
 from drl.plugins.ops.library import OPERATORS, functions_for
@@ -16,6 +17,7 @@ from drl.plugins.ops.select_states import SELECT_STATES
 __all__ = [
     "CACHED_ATTENTION",
     "DOMAIN",
+    "EXPERT_CAPACITY",
     "EXPERT_ROUTE",
     "GROUP_ROUTE",
     "OPERATORS",

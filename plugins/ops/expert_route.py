@@ -24,6 +24,7 @@ def reference(
     allowed: NDArray[np.bool_],
     token_mask: NDArray[np.bool_],
     k: NDArray[np.int64],
+    bias: NDArray[Any] | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Choose the k most probable experts of every token, in fp32.
 
@@ -38,6 +39,7 @@ def reference(
         allowed: `[B, T, G]`.
         token_mask: `[B, T]`, False for padding.
         k: `[1]`, at most E.
+        bias: `[E]`, added to the scores.
 
     Returns:
         Expert ids `[B, T, k]`, -1 where the token is padding, and gates `[B, T, k]`, there 0.
@@ -45,6 +47,8 @@ def reference(
     experts, groups = weight.shape[1], group_log_probs.shape[2]
     group_of = np.arange(experts) // (experts // groups)
     scores = hidden.astype(np.float32) @ weight.astype(np.float32)
+    if bias is not None:
+        scores = scores + bias.astype(np.float32)
     scores = scores + prior_scale * group_log_probs[..., group_of]
     scores = np.where(allowed[..., group_of], scores, np.float32(BLOCKED))
     probabilities = masked_softmax(scores)
@@ -63,9 +67,12 @@ def body(
     allowed: ir.Value,
     token_mask: ir.Value,
     k: ir.Value,
+    bias: ir.Value | None = None,
 ) -> Any:
     """Trace the scores as `[B, T, G, E / G]`, so that a group's values broadcast to its experts."""
     scores = op.MatMul(op.Cast(hidden, to=ir.DataType.FLOAT), op.Cast(weight, to=ir.DataType.FLOAT))
+    if bias is not None:
+        scores = op.Add(scores, op.Cast(bias, to=ir.DataType.FLOAT))
     by_group = op.Reshape(scores, op.Concat(op.Shape(group_log_probs), [-1], axis=0))
     prior = op.Unsqueeze(op.Mul(prior_scale, group_log_probs), [3])
     by_group = op.Where(op.Unsqueeze(allowed, [3]), op.Add(by_group, prior), BLOCKED)
@@ -88,6 +95,7 @@ EXPERT_ROUTE = Operator(
         Argument("allowed", ir.DataType.BOOL, ("B", "T", "G")),
         Argument("token_mask", ir.DataType.BOOL, ("B", "T")),
         Argument("k", ir.DataType.INT64, ("1",)),
+        Argument("bias", None, ("E",), optional=True),
     ),
     outputs=(
         Argument("expert_ids", ir.DataType.INT32, ("B", "T", "k")),

@@ -6,6 +6,7 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from drl.plugins.ops.cached_attention import CACHED_ATTENTION
+from drl.plugins.ops.expert_capacity import EXPERT_CAPACITY
 from drl.plugins.ops.expert_route import EXPERT_ROUTE
 from drl.plugins.ops.group_route import GROUP_ROUTE
 from drl.plugins.ops.operator import DOMAIN, Operator
@@ -20,6 +21,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         for operator in (
             GROUP_ROUTE,
             EXPERT_ROUTE,
+            EXPERT_CAPACITY,
             ROUTED_FFN,
             PATH_SCORE,
             SELECT_STATES,

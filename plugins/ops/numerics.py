@@ -1,9 +1,12 @@
 """Functions that several NumPy references share."""
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def masked_softmax(
@@ -24,4 +27,10 @@ def masked_softmax(
 def sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """1 / (1 + exp(-x)), without overflow."""
     result: NDArray[np.float32] = np.exp(-np.logaddexp(np.float32(0), -x))
+    return result
+
+
+def gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """x·Φ(x), with the error function itself (Hendrycks and Gimpel, 2016)."""
+    result: NDArray[np.float32] = (0.5 * x * (1 + _erf(x / math.sqrt(2)))).astype(np.float32)
     return result

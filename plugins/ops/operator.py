@@ -76,10 +76,15 @@ class Operator(Schema):
         """The body of one form, as an ONNX function with the operator's plain name."""
         choices = dict(form.choices)
         numbers = [attribute for attribute in self.attributes if not attribute.choices]
-        present = [argument for argument in self.inputs if argument.name in form.inputs]
+        # A node leaves an absent input in the middle empty; the body does not read it.
+        last = max(i for i, argument in enumerate(self.inputs) if argument.name in form.inputs)
+        formal = self.inputs[: last + 1]
 
         def trace(op: onnxscript.OpBuilder, *values: ir.Value) -> Sequence[ir.Value]:
-            given = {argument.name: value for argument, value in zip(present, values, strict=True)}
+            given = {
+                argument.name: value if argument.name in form.inputs else None
+                for argument, value in zip(formal, values, strict=True)
+            }
             constants = {attribute.name: _constant(op, attribute) for attribute in numbers}
             results = self.body(op, **given, **choices, **constants)
             outputs = results if isinstance(results, tuple) else (results,)
@@ -89,7 +94,7 @@ class Operator(Schema):
 
         function = onnxscript.build_function(
             trace,
-            [_formal_input(argument) for argument in present],
+            [_formal_input(argument) for argument in formal],
             domain=DOMAIN,
             name=self.name,
             attributes=[

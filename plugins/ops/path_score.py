@@ -8,12 +8,11 @@ import onnx_ir as ir
 import onnxscript
 from numpy.typing import NDArray
 
-from drl.plugins.ops.numerics import masked_softmax
+from drl.plugins.ops.numerics import gelu, masked_softmax
 from drl.plugins.ops.operator import Operator
 from drl.plugins.ops.schema import Argument, Attribute
 
 _LOWEST = float(np.finfo(np.float32).min)
-_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def reference(
@@ -69,7 +68,7 @@ def reference(
     features = np.concatenate([pooled, relative, budget[:, None], usage], axis=1)
 
     hidden = features @ hidden_weight + hidden_bias
-    activated = (0.5 * hidden * (1 + _erf(hidden / math.sqrt(2)))).astype(np.float32)
+    activated = gelu(hidden)
     logits = activated @ output_weight + output_bias
     return np.where(source_mask, saliency, np.float32(0)), logits
 

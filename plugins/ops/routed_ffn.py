@@ -19,6 +19,9 @@ def reference(
     up: NDArray[Any],
     down: NDArray[Any],
     gate: NDArray[Any] | None = None,
+    up_bias: NDArray[Any] | None = None,
+    down_bias: NDArray[Any] | None = None,
+    gate_bias: NDArray[Any] | None = None,
     *,
     activation: str,
 ) -> NDArray[Any]:
@@ -34,6 +37,9 @@ def reference(
         up: `[E, d, f]`.
         down: `[E, f, d]`.
         gate: `[E, d, f]`, only with a gated activation.
+        up_bias: `[E, f]`, added to the products with `up`, as the next two to theirs.
+        down_bias: `[E, d]`.
+        gate_bias: `[E, f]`.
         activation: A key of `drl.plugins.ops.activations.GATED`.
 
     Returns:
@@ -45,29 +51,27 @@ def reference(
         if expert < 0:
             continue
         x = hidden[place[:2]].astype(np.float32)
-        raised = x @ up[expert].astype(np.float32)
+        raised = _affine(x, up, up_bias, expert)
         if gate is None:
             inner = activate(activation, raised)
         else:
-            inner = activate(activation, x @ gate[expert].astype(np.float32)) * raised
-        output[place[:2]] += gates[place] * (inner @ down[expert].astype(np.float32))
+            inner = activate(activation, _affine(x, gate, gate_bias, expert)) * raised
+        output[place[:2]] += gates[place] * _affine(inner, down, down_bias, expert)
     return output.astype(hidden.dtype)
 
 
-def _trace_expert(
-    op: onnxscript.OpBuilder,
-    x: ir.Value,
-    up: ir.Value,
-    down: ir.Value,
-    gate: ir.Value | None,
-    activation: str,
+def _affine(
+    x: NDArray[np.float32], weight: NDArray[Any], bias: NDArray[Any] | None, expert: int
+) -> NDArray[np.float32]:
+    product: NDArray[np.float32] = x @ weight[expert].astype(np.float32)
+    return product if bias is None else product + bias[expert].astype(np.float32)
+
+
+def _trace_affine(
+    op: onnxscript.OpBuilder, x: ir.Value, weight: ir.Value, bias: ir.Value | None, expert: ir.Value
 ) -> Any:
-    raised = op.MatMul(x, up)
-    if gate is None:
-        inner = trace_activation(op, activation, raised)
-    else:
-        inner = op.Mul(trace_activation(op, activation, op.MatMul(x, gate)), raised)
-    return op.MatMul(inner, down)
+    product = op.MatMul(x, op.Gather(weight, expert))
+    return product if bias is None else op.Add(product, op.Gather(bias, expert))
 
 
 def body(
@@ -78,6 +82,9 @@ def body(
     up: ir.Value,
     down: ir.Value,
     gate: ir.Value | None = None,
+    up_bias: ir.Value | None = None,
+    down_bias: ir.Value | None = None,
+    gate_bias: ir.Value | None = None,
     *,
     activation: str,
 ) -> Any:
@@ -104,9 +111,13 @@ def body(
         anywhere = inner.ReduceMax(inner.Cast(hits, to=ir.DataType.INT32), [1], keepdims=0)
         rows = inner.Squeeze(inner.NonZero(anywhere), [0])
         x = inner.Gather(tokens, rows)
-        own_up, own_down = inner.Gather(up, expert), inner.Gather(down, expert)
-        own_gate = None if gate is None else inner.Gather(gate, expert)
-        output = _trace_expert(inner, x, own_up, own_down, own_gate, activation)
+        raised = _trace_affine(inner, x, up, up_bias, expert)
+        if gate is None:
+            middle = trace_activation(inner, activation, raised)
+        else:
+            opened = _trace_affine(inner, x, gate, gate_bias, expert)
+            middle = inner.Mul(trace_activation(inner, activation, opened), raised)
+        output = _trace_affine(inner, middle, down, down_bias, expert)
         part = inner.Mul(inner.Cast(output, to=ir.DataType.FLOAT), inner.Gather(weight, rows))
         updated = inner.ScatterND(total, inner.Unsqueeze(rows, [1]), part, reduction="add")
         return inner.Identity(True), updated
@@ -136,6 +147,9 @@ ROUTED_FFN = Operator(
         Argument("up", None, ("E", "d", "f")),
         Argument("down", None, ("E", "f", "d")),
         Argument("gate", None, ("E", "d", "f"), optional=True),
+        Argument("up_bias", None, ("E", "f"), optional=True),
+        Argument("down_bias", None, ("E", "d"), optional=True),
+        Argument("gate_bias", None, ("E", "f"), optional=True),
     ),
     outputs=(Argument("output", None, ("B", "T", "d")),),
     attributes=(

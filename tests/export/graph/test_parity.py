@@ -50,6 +50,48 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "paths": (PathConfig("short", (1,)), PathConfig("long", (0, 1, 3), keep_ratio=0.9))
     },
     "dense": DENSE,
+    "post-norm, biases, learned positions": DENSE
+    | {
+        "norm": "layer",
+        "norm_position": "post",
+        "bias": True,
+        "position": "learned",
+        "position_offset": 2,
+        "embedding_norm": True,
+        "activation": "gelu",
+        "head_bias": True,
+        "embedding_scale": 8.0,
+    },
+    "sinusoids, final norms after all": DENSE
+    | {
+        "norm": "layer",
+        "norm_position": "post",
+        "final_norm": True,
+        "position": "sinusoidal",
+        "sinusoid_width": 62,
+        "position_offset": 2,
+        "activation": "gelu_tanh",
+        "bias": True,
+    },
+    "a bias per layer": DENSE | {"position": "t5_bias", "position_bias_per_layer": True},
+    "capacity, router bias": {
+        "groups": 1,
+        "top_groups": 1,
+        "experts_per_group": 4,
+        "d_shared": 0,
+        "expert_capacity": 2,
+        "router_bias": True,
+        "position": "t5_bias",
+        "activation": "relu",
+    },
+    "normalised gates, biased experts": {
+        "gates": "normalized",
+        "expert_output_scale": 0.8,
+        "bias": True,
+        "norm": "layer",
+        "router_bias": True,
+    },
+    "gates of one": {"gates": "one", "activation": "gelu_glu", "bias": True},
     "dense with relative bias": DENSE
     | {"position": "t5_bias", "attention_scale": 1.0, "activation": "relu", "kv_heads": 4},
 }
