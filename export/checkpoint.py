@@ -1,28 +1,32 @@
 """Checkpoints: a folder with `config.json`, weights and `tokenizer.json`, read tensor by tensor."""
 
 import json
-import pickle
 import shutil
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from drl.export.model import DualRouterModel, ModelConfig
+from drl.export.importers import OWN_TYPE, find_importer
+from drl.export.importers.mapping import Source, same
+from drl.export.model import DualRouterModel, ModelConfig, parameter_shapes
+from drl.export.tensor_files import (
+    STATE_DICT_SUFFIXES,
+    WEIGHTS_FILE,
+    Shape,
+    find_weights,
+    open_tensors,
+)
 from drl.runtime.errors import CheckpointError, ConfigError
 
-MODEL_TYPE = "drl"
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
-_STATE_DICT_SUFFIXES = (".pt", ".pth")
-_LFS_MARK = b"version https://git-lfs"
+_MOST_LISTED = 12
+"""Tensors that an error names; a wrong configuration can misfit thousands."""
 
 
 @dataclass(frozen=True)
@@ -63,31 +67,50 @@ class Checkpoint:
         return model.eval()
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint folder, or a `.pt`/`.pth` state dict that lies beside its `config.json`.
+def load_checkpoint(path: Path, rename: Mapping[str, str] | None = None) -> Checkpoint:
+    """Open a checkpoint: a folder, or a weights file that lies beside its `config.json`.
+
+    Foreign checkpoints are mapped to ours by the importer of their `model_type`.
+
+    Args:
+        path: The folder or the weights file.
+        rename: Our tensor names to the names they have in the file, where those differ.
 
     Raises:
         CheckpointError: Something is missing, unreadable, or does not fit the configuration.
     """
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}; give a folder with {CONFIG_FILE}")
-    if path.is_file() and path.suffix not in (".safetensors", *_STATE_DICT_SUFFIXES):
+    if path.is_file() and path.suffix not in (".safetensors", *STATE_DICT_SUFFIXES):
         raise CheckpointError(
-            f"{path} is no checkpoint; give a folder, a .safetensors, .pt or .pth file"
+            f"{path} is no checkpoint; give a folder, a .safetensors, .pt, .pth or .bin file"
         )
     folder = path if path.is_dir() else path.parent
-    config = _load_config(folder / CONFIG_FILE)
-    shapes, read = _open_weights(_find_weights(path))
-    expected = expected_shapes(config)
-    _check_tensors(expected, shapes)
+    values = _read_config(folder / CONFIG_FILE)
+    importer = find_importer(values)
+    try:
+        files = open_tensors(find_weights(path))
+        described = importer(values, files.shapes.keys())
+    except ConfigError as error:
+        message = str(error).removeprefix("config: ")
+        raise ConfigError(f"{folder / CONFIG_FILE}: {message}") from None
+    renamed = {ours: same(theirs) for ours, theirs in (rename or {}).items()}
+    tensors = {**described.tensors, **renamed}
+    expected = parameter_shapes(described.config)
+    _check_tensors(expected, tensors, files.shapes, described.ignored)
     tokenizer = folder / TOKENIZER_FILE
-    return Checkpoint(config, expected, tokenizer if tokenizer.exists() else None, read)
+    return Checkpoint(
+        described.config,
+        expected,
+        tokenizer if tokenizer.exists() else None,
+        lambda name: tensors[name].read(files),
+    )
 
 
 def save_checkpoint(folder: Path, model: DualRouterModel, tokenizer: Path | None = None) -> None:
     """Write `model` as a checkpoint folder, with a copy of the tokenizer file if one is given."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_type": MODEL_TYPE} | model.config.to_dict()
+    config = {"model_type": OWN_TYPE} | model.config.to_dict()
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     tensors = {name: value.contiguous().float() for name, value in model.state_dict().items()}
@@ -96,14 +119,7 @@ def save_checkpoint(folder: Path, model: DualRouterModel, tokenizer: Path | None
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every parameter that a model of this configuration has."""
-    with torch.device("meta"):
-        model = DualRouterModel(config)
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
-
-
-def _load_config(path: Path) -> ModelConfig:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -115,87 +131,54 @@ def _load_config(path: Path) -> ModelConfig:
         raise ConfigError(f"{path} is not valid JSON ({error}); write it again") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not an object of fields")
-    kind = values.pop("model_type", MODEL_TYPE)
-    if kind != MODEL_TYPE:
-        raise ConfigError(
-            f"{path} is of model_type {kind!r}; this version exports {MODEL_TYPE!r} checkpoints"
-        )
-    try:
-        return ModelConfig.from_dict(values)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {str(error).removeprefix('config: ')}") from None
-
-
-def _find_weights(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if (path / WEIGHTS_FILE).exists():
-        return path / WEIGHTS_FILE
-    found = sorted(p for p in path.iterdir() if p.suffix in _STATE_DICT_SUFFIXES)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(p.name for p in found)
-        raise CheckpointError(f"{path} holds several state dicts ({names}); name one of them")
-    raise CheckpointError(f"{path} has no {WEIGHTS_FILE} and no .pt or .pth file; add the weights")
-
-
-def _open_weights(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
-    with path.open("rb") as file:
-        start = file.read(len(_LFS_MARK))
-    if start == _LFS_MARK:
-        raise CheckpointError(f"{path} is a git-lfs pointer, not weights; run `git lfs pull`")
-    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_state_dict(path)
-
-
-def _open_safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or incomplete ({error}); copy it again") from None
-
-    def read(name: str) -> Tensor:
-        with safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
-
-    return shapes, read
-
-
-def _open_state_dict(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on a foreign pickle add nothing to the error
-            state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} is not a plain state dict ({reason}); save one with "
-            "`torch.save(model.state_dict(), path)`"
-        ) from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(
-            f"{path} holds a {type(state).__name__} that is not name → tensor; save one with "
-            "`torch.save(model.state_dict(), path)`"
-        )
-    return {name: tuple(value.shape) for name, value in state.items()}, state.__getitem__
+    return values
 
 
 def _check_tensors(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    expected: Mapping[str, Shape],
+    tensors: Mapping[str, Source],
+    found: Mapping[str, Shape],
+    ignored: Collection[str],
 ) -> None:
+    """Hold our names and shapes against the tensors that are there; name every misfit."""
+    used = {name for source in tensors.values() for name in source.names}
     mistakes = []
-    if missing := [name for name in expected if name not in found]:
-        mistakes.append("missing: " + ", ".join(missing))
-    if extra := [name for name in found if name not in expected]:
-        mistakes.append("not in the model: " + ", ".join(extra))
+    missing = {
+        ours: [name for name in source.names if name not in found]
+        for ours, source in tensors.items()
+    }
+    absent = [_both(ours, names) for ours, names in missing.items() if names]
+    absent += [ours for ours in expected if ours not in tensors]
+    if absent:
+        mistakes.append("missing: " + _listed(absent))
+    if extra := [name for name in found if name not in used and name not in ignored]:
+        mistakes.append("not in the model: " + _listed(extra))
     misshaped = [
-        f"{name} is {list(found[name])}, should be {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
+        f"{_both(ours, source.names)} is {_shape(source, found)}, should be {list(expected[ours])}"
+        for ours, source in tensors.items()
+        if not missing[ours] and _shape(source, found) != list(expected[ours])
     ]
     if misshaped:
-        mistakes.append("mis-shaped: " + ", ".join(misshaped))
+        mistakes.append("mis-shaped: " + _listed(misshaped))
     if mistakes:
         raise CheckpointError("the weights do not fit the configuration; " + "; ".join(mistakes))
+
+
+def _both(ours: str, theirs: Collection[str]) -> str:
+    """Name a tensor by our name, and by the foreign ones where those differ."""
+    foreign = [name for name in theirs if name != ours]
+    return f"{ours} (from {_listed(foreign)})" if foreign else ours
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = list(names)[:_MOST_LISTED]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _shape(source: Source, found: Mapping[str, Shape]) -> list[int] | str:
+    """Return the shape that a source gives, or a remark if its parts do not fit together."""
+    try:
+        return list(source.shape(found))
+    except (RuntimeError, IndexError):
+        return " and ".join(str(list(found[name])) for name in source.names)

@@ -7,8 +7,7 @@ from typing import Any
 import onnx_ir as ir
 import onnxscript
 
-from drl.export.checkpoint import expected_shapes
-from drl.export.model import ModelConfig
+from drl.export.model import ModelConfig, parameter_shapes
 from drl.export.weights import Maker, WeightPlan, reshaped, stored_as_is, transposed
 
 OPSET = 24
@@ -39,7 +38,7 @@ class Emitter:
     def __init__(self, name: str, config: ModelConfig, weights: WeightPlan) -> None:
         self.config = config
         self._weights = weights
-        self._shapes = expected_shapes(config)
+        self._shapes = parameter_shapes(config)
         imports = {"": OPSET, "drl": 1}
         self.graph = ir.Graph([], [], nodes=[], opset_imports=imports, name=name)
         self.op = onnxscript.GraphBuilder(self.graph).op

@@ -5,7 +5,7 @@ Levels 1 and 2 of token routing are in `group_router` and `experts`, the path ro
 """
 
 from drl.export.model.config import ModelConfig, PathConfig, PathRouterConfig
-from drl.export.model.dual_router import DualRouterModel, Encoded, ModelOutput
+from drl.export.model.dual_router import DualRouterModel, Encoded, ModelOutput, parameter_shapes
 from drl.export.model.experts import Route
 from drl.export.model.generate import Generated, generate
 
@@ -19,4 +19,5 @@ __all__ = [
     "PathRouterConfig",
     "Route",
     "generate",
+    "parameter_shapes",
 ]

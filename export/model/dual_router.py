@@ -171,3 +171,10 @@ class DualRouterModel(nn.Module):
         encoded = self.encode(source, source_lengths, budget)
         logits, routes = self.decode(target, target_lengths, self.bridge(encoded, path))
         return ModelOutput(logits, encoded, routes)
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every parameter that a model of this configuration has."""
+    with torch.device("meta"):
+        model = DualRouterModel(config)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -84,8 +84,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "empty config": (lambda f: (f / "config.json").write_text(""), ["not valid JSON"]),
     "config list": (lambda f: (f / "config.json").write_text("[1]"), ["holds a list"]),
     "other family": (
-        lambda f: _edit_config(f, model_type="t5"),
-        ["model_type 't5'"],
+        lambda f: _edit_config(f, model_type="gpt2", architectures=["GPT2LMHeadModel"]),
+        ["model_type 'gpt2' is a decoder-only model"],
     ),
     "unknown field": (
         lambda f: _edit_config(f, d_mdel=4),
