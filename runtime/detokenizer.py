@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from drl.runtime.text import REPLACEMENT, Cleaner, Tokenizer
+from drl.runtime.text import REPLACEMENT, Cleaner, Tokenizer, remove_illegal
 
 # A character has at most four bytes, so more undecodable tokens than this are no character in the
 # making; without a bound a model that writes broken bytes would cost quadratic time.
@@ -72,7 +72,8 @@ class Detokenizer:
     def _release(self, new: str, final: bool) -> str:
         if not new and not final:
             return ""
-        self._raw += new
+        # Stop strings are looked for in what the reader will see, but for the white space.
+        self._raw += remove_illegal(new)
         found = [at for stop in self._stop_strings if (at := self._raw.find(stop)) >= 0]
         if found:
             self.stopped = True

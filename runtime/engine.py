@@ -11,7 +11,7 @@ from typing import Self
 from drl.runtime.arrays import Array
 from drl.runtime.backends import Backend, open_backend
 from drl.runtime.bundle import Bundle
-from drl.runtime.errors import BackendError, PromptError
+from drl.runtime.errors import BackendError, BundleError, PromptError
 from drl.runtime.generation import GenerationConfig
 from drl.runtime.paths import AUTO
 from drl.runtime.request import Request, RequestBuilder
@@ -46,6 +46,11 @@ class Engine:
         self._max_batch_size = max_batch_size
         file = bundle.tokenizer_file
         self._tokenizer = Tokenizer.load(file) if file else None
+        if self._tokenizer and self._tokenizer.vocab_size > bundle.manifest.limits.vocab_size:
+            raise BundleError(
+                f"tokenizer.json has {self._tokenizer.vocab_size} tokens and the model "
+                f"{bundle.manifest.limits.vocab_size}; export the checkpoint with its own tokenizer"
+            )
         self._requests = RequestBuilder(bundle.manifest, self._tokenizer)
         self._scheduler = Scheduler(backend, bundle.manifest, max_batch_size)
         self._lock = threading.Lock()
@@ -188,6 +193,10 @@ class Engine:
         request = self.request(
             prompt, config, path=path, budget=budget, return_experts=return_experts
         )
+        return self.stream_request(request)
+
+    def stream_request(self, request: Request) -> Iterator[Piece]:
+        """As `stream`, for a request made with `request`."""
         return self._stream(self._begin(request, stream=True))
 
     def close(self) -> None:

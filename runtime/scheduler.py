@@ -12,6 +12,10 @@ from drl.runtime.manifest import Manifest
 from drl.runtime.paths import choose_path
 from drl.runtime.sequence import Sequence
 
+# Encoding a few short sources together takes hardly longer than one, so under load places are
+# filled several at a time; a request that waits alone gets the first free one.
+_ADMISSIONS_PER_BATCH = 4
+
 
 class Scheduler:
     """Runs sequences to their ends, up to `max_batch_size` of them at a time.
@@ -84,8 +88,10 @@ class Scheduler:
                 sequence.failure = failure
 
     def _admit(self) -> None:
-        places = self._max_batch_size - self.running
-        if not self._waiting or not places:
+        running = self.running
+        places = self._max_batch_size - running
+        enough = min(len(self._waiting), max(1, self._max_batch_size // _ADMISSIONS_PER_BATCH))
+        if not self._waiting or (running and places < enough):
             return
         batch = [self._waiting.popleft() for _ in range(min(places, len(self._waiting)))]
         self._admitting = batch

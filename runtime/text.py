@@ -32,6 +32,11 @@ _ILLEGAL = re.compile(
 )
 
 
+def remove_illegal(text: str) -> str:
+    """The text without the characters that are no text."""
+    return _ILLEGAL.sub("", text)
+
+
 def _tidy_run(run: re.Match[str]) -> str:
     if run.group() == " ":
         return " "
@@ -52,7 +57,7 @@ class Cleaner:
 
     def feed(self, part: str) -> str:
         """Take more raw text; return the clean text that is settled by it."""
-        text = self._held + _ILLEGAL.sub("", part)
+        text = self._held + remove_illegal(part)
         body = text.rstrip(_SPACE)
         if not body:
             self._held = text if self._started else ""
@@ -99,12 +104,13 @@ class Tokenizer:
             PromptError: The text holds half a surrogate pair, which is no Unicode text.
         """
         try:
-            return self._fast.encode(text).ids
+            text.encode()
         except UnicodeEncodeError as error:
             raise PromptError(
                 f"the text is not valid Unicode at character {error.start}; "
                 "decode its bytes with the right encoding"
             ) from None
+        return self._fast.encode(text).ids
 
     def decode(self, tokens: list[int]) -> str:
         """The raw text of token ids, without special tokens and not cleaned up."""

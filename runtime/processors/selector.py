@@ -8,7 +8,7 @@ import numpy as np
 from drl.runtime.arrays import Float32, Int64
 from drl.runtime.generation import GenerationConfig
 from drl.runtime.processors.edits import LogitEdits, collect_edits
-from drl.runtime.processors.sampling import SamplingParameters, sample
+from drl.runtime.processors.sampling import Sampler
 
 TopLogprobs = list[tuple[int, float]]
 
@@ -50,7 +50,7 @@ class TokenSelector:
         self._generators = [item for item in generators if item is not None]
         sampling = [row for row, item in enumerate(generators) if item is not None]
         self._sampling_rows = np.array(sampling, np.int64)
-        self._parameters = _parameters([self._configs[row] for row in sampling])
+        self._sampler = Sampler([self._configs[row] for row in sampling])
         self._edits = any(c.repetition_penalty != 1.0 or c.min_new_tokens for c in configs)
         self._reports = any(c.logprobs for c in configs)
         self._top = [(row, c.top_logprobs) for row, c in enumerate(configs) if c.top_logprobs]
@@ -80,17 +80,15 @@ class TokenSelector:
         if rows.size:
             draws = np.array([generator.random() for generator in self._generators])
             chosen = logits if len(rows) == len(logits) else logits[rows]
-            tokens[rows] = sample(chosen, self._parameters, draws)
+            scratch = self._scratch_for(logits)[: len(rows)]
+            tokens[rows] = self._sampler.sample(chosen, draws, scratch)
         if edits and old is not None:
             edits.undo(logits, old)
         return tokens
 
     def _log_sum_exp(self, logits: Float32) -> Float32:
         """`[B]` log of the sum of exponentials over the vocabulary."""
-        rows, vocab_size = logits.shape
-        if self._scratch.shape[0] < rows or self._scratch.shape[1] != vocab_size:
-            self._scratch = np.empty((rows, vocab_size), np.float32)
-        scratch = self._scratch[:rows]
+        scratch = self._scratch_for(logits)
         largest = logits.max(axis=1)
         np.subtract(logits, largest[:, None], out=scratch)
         np.exp(scratch, out=scratch)
@@ -98,15 +96,12 @@ class TokenSelector:
         normalisers += largest
         return normalisers
 
-
-def _parameters(configs: Sequence[GenerationConfig]) -> SamplingParameters:
-    everything = np.iinfo(np.int64).max
-    return SamplingParameters(
-        temperature=np.array([c.temperature or 1.0 for c in configs], np.float32),
-        top_k=np.array([c.top_k or everything for c in configs], np.int64),
-        top_p=np.array([1.0 if c.top_p is None else c.top_p for c in configs], np.float64),
-        min_p=np.array([c.min_p or 0.0 for c in configs], np.float64),
-    )
+    def _scratch_for(self, logits: Float32) -> Float32:
+        """Memory of the shape of the logits, kept from step to step."""
+        rows, vocab_size = logits.shape
+        if self._scratch.shape[0] < rows or self._scratch.shape[1] != vocab_size:
+            self._scratch = np.empty((rows, vocab_size), np.float32)
+        return self._scratch[:rows]
 
 
 def _likeliest(logits: Float32, count: int, normaliser: float) -> TopLogprobs:

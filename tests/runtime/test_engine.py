@@ -14,7 +14,6 @@ from drl.runtime import (
     Engine,
     GenerationConfig,
     GenerationResult,
-    PromptError,
 )
 from tests.runtime.toy import EOS, VOCAB_SIZE, ToyBackend, toy_bundle, toy_engine
 
@@ -214,7 +213,7 @@ def test_a_stop_token_ends_a_sequence_and_is_not_part_of_it(engine: Engine) -> N
 
 def test_a_stop_string_ends_a_sequence_and_is_cut_off_the_text(engine: Engine) -> None:
     config, whole = a_long_sampled_result(engine)
-    stop = whole.text[6:9]
+    stop = next(text for i in range(6, 12) if (text := whole.text[i : i + 2]).split() == [text])
     (result,) = engine.generate(["stop here"], replace(config, stop_strings=[stop]))
     assert result.finish_reason == "stop"
     assert result.text == whole.text[: whole.text.index(stop)].rstrip()
@@ -276,12 +275,9 @@ def test_an_interrupted_engine_is_usable_again(tmp_path: Path, error: BaseExcept
     with Engine(bundle, backend, max_batch_size=4) as engine:
         prompts = random_prompts(9)
         expected = engine.generate(prompts)
-        other = engine.stream([5, 6, 7], GenerationConfig(min_new_tokens=40))
         backend.fail_at_step = error
         with pytest.raises(type(error)):
             engine.generate(prompts)
-        with pytest.raises((DrlError, KeyboardInterrupt)):
-            list(other)
         assert engine._scheduler.running == engine._scheduler.waiting == 0
         for ours, theirs in zip(engine.generate(prompts), expected, strict=True):
             assert_same(ours, theirs)
@@ -315,74 +311,6 @@ def test_skipped_layers_own_no_memory(tmp_path: Path) -> None:
         engine.generate(random_prompts(4), path="full")
         full = engine._scheduler.lanes[2].cache.nbytes
     assert full > 2 * fast > 0
-
-
-@pytest.mark.parametrize(
-    ("prompts", "message"),
-    [
-        (["ok", ""], "prompt 1 is empty"),
-        (["ok", "  \n"], "prompt 1 is empty"),
-        ([[5], []], "prompt 1 is empty"),
-        ([np.array([], np.int64)], "prompt 0 is empty"),
-        ([[5, VOCAB_SIZE]], f"prompt 0 has token id {VOCAB_SIZE}; the vocabulary is 0 to"),
-        ([[-1]], "prompt 0 has token id -1"),
-        ([[5], list(range(2, 43))], "prompt 1 has 41 tokens and the model reads 40"),
-        (["x" * 200], "prompt 0 has 201 tokens"),
-        ([[True, False]], "prompt 0 holds True"),
-        ([[1.0]], "prompt 0 holds 1.0"),
-        ([None], "prompt 0 must be a string or a list of token ids, not NoneType"),
-        ([np.array([1.5])], "one-dimensional array of integers, not of float64"),
-        ([np.array([[1]])], "one-dimensional array of integers"),
-        ([b"bytes"], "not bytes"),
-        ([4, 5], "prompt 0 must be a string or a list of token ids, not int"),
-        ("text", "prompts must be a list of prompts, not str"),
-        (["\ud800"], "prompt 0: the text is not valid Unicode"),
-    ],
-)
-def test_bad_prompts_are_refused_before_any_work(
-    tmp_path: Path, prompts: object, message: str
-) -> None:
-    bundle = toy_bundle(tmp_path)
-    backend = ToyBackend(bundle.manifest)
-    with Engine(bundle, backend) as engine, pytest.raises(PromptError, match=message):
-        engine.generate(prompts)  # type: ignore[arg-type]
-    assert backend.encoded_rows == []
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"path": "ful"}, "no path 'ful'; did you mean 'full'.*auto, fast, mid, full"),
-        ({"path": 3}, "no path 3"),
-        ({"path": -1}, "no path -1"),
-        ({"path": True}, "must be a name or an index, not bool"),
-        ({"path": None}, "must be a name or an index"),
-        ({"budget": 1.5}, "budget must be a number from 0 to 1"),
-        ({"budget": float("nan")}, "budget must be a number"),
-        ({"budget": "1"}, "budget must be a number"),
-        ({"budget": True}, "budget must be a number"),
-        ({"config": {"max_new_tokens": 3}}, "config must be a GenerationConfig"),
-        ({"config": [GenerationConfig()] * 2}, "2 configs for 1 prompts"),
-        ({"config": GenerationConfig(max_new_tokens=49)}, "max_new_tokens 49 exceeds .* of 48"),
-        ({"config": GenerationConfig(min_new_tokens=49)}, "min_new_tokens 49 exceeds"),
-        ({"config": GenerationConfig(stop_token_ids=[10**6])}, "stop_token_ids: 1000000"),
-    ],
-)
-def test_bad_options_are_refused(engine: Engine, options: dict, message: str) -> None:
-    with pytest.raises(PromptError, match=message):
-        engine.generate([[5]], **options)
-    with pytest.raises(PromptError):
-        engine.stream([5], **options)
-
-
-def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
-    with toy_engine(tmp_path, tokenizer=False) as engine:
-        with pytest.raises(PromptError, match="prompt 1 is text and the bundle has no tokenizer"):
-            engine.generate([[4], "text"])
-        (result,) = engine.generate([[4, 5]])
-        assert result.text == ""
-        pieces = list(engine.stream([4, 5]))
-        assert [token for piece in pieces for token in piece.tokens] == result.tokens
 
 
 def test_a_batch_size_is_a_positive_number(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""What DRL's commands share: one line and an exit status for every mistake, and plain tables."""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
+
+import click
+
+from drl.runtime.errors import DrlError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INTERRUPTED = 130  # what shells give for a process that Ctrl-C ended
+
+
+def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Make a command end with one line and status 1 for a `DrlError`, and 130 for Ctrl-C.
+
+    Goes between the `click` decorators and the function. Other exceptions are bugs and pass.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except DrlError as error:
+            print_error(str(error))
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
+
+    return run
+
+
+def print_error(message: str) -> None:
+    """Write `error: …` to standard error, on one line whatever the message holds."""
+    click.echo(f"{click.style('error', fg='red')}: {' '.join(message.split())}", err=True)
+
+
+def file_size(count: int) -> str:
+    """A number of bytes for people, in decimal units as disks are sold: `11.6 MB`."""
+    if count < 1000:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.95:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} TB"
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Lines of aligned columns, two spaces apart; the columns in `right` are aligned right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

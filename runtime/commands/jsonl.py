@@ -1,0 +1,158 @@
+"""Files of requests, one JSON object a line, to files of results, line for line.
+
+A line is `{"prompt": "text"}` or `{"prompt": [ids]}`; it may set `path`, `budget` and any field of
+`GenerationConfig` for itself, and an `id` that is passed on. A line that is wrong becomes
+`{"line": n, "error": "…"}` in the output and does not stop the others.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from drl.runtime.commands.rendering import json_line, result_record
+from drl.runtime.engine import Engine
+from drl.runtime.errors import DrlError, PromptError
+from drl.runtime.generation import GenerationConfig
+from drl.runtime.request import Request
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a line that does not say otherwise gets; `options` are fields of `GenerationConfig`."""
+
+    options: Mapping[str, Any]
+    path: str | int
+    budget: float
+    return_experts: bool
+
+
+@dataclass
+class Job:
+    """The lines of one file on their way through an engine.
+
+    Attributes:
+        failures: Messages of the lines that were wrong, by line number.
+    """
+
+    engine: Engine
+    defaults: Defaults
+    failures: dict[int, str] = field(default_factory=dict)
+    _documents: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+
+    def run(self, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+        """Serve the lines; yield a record per line that is not blank, in the order of the lines."""
+        numbers: list[int] = []
+        ready: dict[int, dict[str, Any]] = {}
+        given = 0
+        for index, result in self.engine.run(self._requests(lines, numbers, ready)):
+            number, document = self._documents[index]
+            record = result_record(document["prompt"], result)
+            ready[number] = {"id": document["id"], **record} if "id" in document else record
+            while given < len(numbers) and numbers[given] in ready:
+                yield ready.pop(numbers[given])
+                given += 1
+        for number in numbers[given:]:
+            yield ready.pop(number)
+
+    def _requests(
+        self, lines: Iterable[bytes], numbers: list[int], ready: dict[int, dict[str, Any]]
+    ) -> Iterator[Request]:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            numbers.append(number)
+            try:
+                document = _parse(line)
+                request = self._request(document)
+            except PromptError as error:
+                self.failures[number] = str(error)
+                ready[number] = {"line": number, "error": str(error)}
+                continue
+            self._documents.append((number, document))
+            yield request
+
+    def _request(self, document: dict[str, Any]) -> Request:
+        options = {key: value for key, value in document.items() if key not in _OWN_FIELDS}
+        config = GenerationConfig.from_options({**self.defaults.options, **options})
+        return self.engine.request(
+            document["prompt"],
+            config,
+            path=document.get("path", self.defaults.path),
+            budget=document.get("budget", self.defaults.budget),
+            return_experts=self.defaults.return_experts,
+        )
+
+
+_OWN_FIELDS = ("id", "prompt", "path", "budget")
+
+
+def run_file(
+    job: Job, source: Path, target: Path | None, standard_output: IO[str], done: Callable[[], None]
+) -> None:
+    """Serve a file of requests into a file of results, or onto standard output.
+
+    The output appears when it is complete: it is written beside its place and moved there, so that
+    an interruption leaves nothing half-written. `done` is called after each line.
+
+    Raises:
+        DrlError: A file cannot be read or written.
+    """
+    try:
+        with source.open("rb") as lines, _complete_file(target, standard_output) as output:
+            for record in job.run(lines):
+                output.write(json_line(record) + "\n")
+                done()
+    except BrokenPipeError:
+        raise  # the reader has had enough, which is no mistake; click ends the command quietly
+    except OSError as error:
+        place = error.filename or target or "standard output"
+        raise DrlError(f"{place}: {error.strerror or error}") from error
+
+
+def count_lines(source: Path) -> int:
+    """How many lines of a file are not blank. Raises `DrlError` if it cannot be read."""
+    try:
+        with source.open("rb") as lines:
+            return sum(1 for line in lines if line.strip())
+    except OSError as error:
+        raise DrlError(f"{source}: {error.strerror or error}") from error
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise PromptError(f"the line is not UTF-8 at byte {error.start + 1}") from None
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"the line is not JSON: {error}") from None
+    if not isinstance(document, dict) or "prompt" not in document:
+        raise PromptError('the line must be an object with a "prompt"')
+    return document
+
+
+@contextmanager
+def _complete_file(target: Path | None, standard_output: IO[str]) -> Iterator[IO[str]]:
+    if target is None:
+        yield standard_output
+        return
+    if target.is_dir():
+        raise DrlError(f"{target} is a folder; --output names a file")
+    if not target.parent.is_dir():
+        raise DrlError(f"{target.parent} is no folder; make it, or name another file as --output")
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as output:
+            yield output
+        # mkstemp makes files that only their owner reads; results are ordinary files.
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

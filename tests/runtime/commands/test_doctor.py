@@ -1,0 +1,34 @@
+"""`drl-doctor`."""
+
+import json
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from drl.runtime.commands.doctor import main
+
+
+def test_this_machine_is_well() -> None:
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 0, result.output
+    for part in ("python", "processor", "memory", "numpy", "tokenizers", "torch", "tensorrt"):
+        assert part in result.stdout
+    assert "works  ONNX Runtime, CPU: ran a graph with onnxruntime" in result.stdout
+
+
+def test_without_a_backend_the_status_is_1_and_the_remedy_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1
+    assert "no     ONNX Runtime, CPU: ONNX Runtime is not installed" in result.stdout
+    assert 'pip install "drl[cpu]"' in result.stdout
+
+
+def test_json_holds_the_same() -> None:
+    result = CliRunner().invoke(main, ["--json"])
+    document = json.loads(result.stdout)
+    assert document["backends"][0]["works"] is True
+    assert document["processor"]["cores"] >= 1

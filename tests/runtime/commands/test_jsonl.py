@@ -1,0 +1,165 @@
+"""Files of requests to files of results, through `drl-generate --input`."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from tests.runtime.commands.running import error_of, start_generate
+
+Run = Callable[..., Result]
+
+GOOD = [
+    {"prompt": "hello", "id": {"any": 1}},
+    {"prompt": [5, 6, 7], "path": "full", "max_new_tokens": 3, "min_new_tokens": 3},
+    {"prompt": "bye", "temperature": 1.0, "seed": 4, "logprobs": True, "path": 0},
+    {"prompt": "中国", "budget": 0.0},
+]
+
+
+def write_lines(path: Path, lines: list[object]) -> Path:
+    content = [
+        line if isinstance(line, bytes) else json.dumps(line, ensure_ascii=False).encode()
+        for line in lines
+    ]
+    path.write_bytes(b"\n".join(content) + b"\n")
+    return path
+
+
+def test_a_file_of_requests_becomes_a_file_of_results(run: Run, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [GOOD[0], b"", *GOOD[1:], b"  "])
+    target = tmp_path / "out.jsonl"
+    result = run("--input", str(source), "--output", str(target))
+    assert result.exit_code == 0, result.output
+    assert result.output == ""
+    records = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [record["prompt"] for record in records] == [line["prompt"] for line in GOOD]
+    assert records[0]["id"] == {"any": 1}
+    assert len(records[1]["tokens"]) == 3
+    assert records[1]["path"] == "full"
+    assert "logprobs" in records[2]
+    assert "logprobs" not in records[0]
+    assert records[2]["path"] == records[3]["path"] == "fast"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+    assert target.stat().st_mode & 0o777 == source.stat().st_mode & 0o777
+    printed = run("--input", str(source)).stdout
+    drop = {"milliseconds"}
+    assert [
+        {key: value for key, value in json.loads(line).items() if key not in drop}
+        for line in printed.splitlines()
+    ] == [{key: value for key, value in record.items() if key not in drop} for record in records]
+
+
+def test_order_is_kept_whatever_ends_first(run: Run, tmp_path: Path) -> None:
+    lines: list[object] = [
+        {"prompt": [5, 6, index + 2], "max_new_tokens": 1 + (index * 31) % 40, "min_new_tokens": 1}
+        for index in range(60)
+    ]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    records = run("--input", str(source), "--batch-size", "5").stdout.splitlines()
+    assert [json.loads(record)["prompt"][2] for record in records] == list(range(2, 62))
+
+
+def test_wrong_lines_are_named_and_the_rest_is_done(run: Run, tmp_path: Path) -> None:
+    wrong: dict[int, tuple[object, str]] = {
+        2: (b"not json", "the line is not JSON"),
+        3: ([1], 'the line must be an object with a "prompt"'),
+        4: ({"text": "x"}, 'with a "prompt"'),
+        5: ({"prompt": "x", "max_tokens": 3}, "did you mean 'max_new_tokens'?"),
+        6: ({"prompt": "x", "path": "nope"}, "there is no path 'nope'"),
+        7: ({"prompt": [5, 10**6]}, "token id 1000000"),
+        8: ({"prompt": 5}, "must be a string or a list of token ids, not int"),
+        9: (b'{"prompt": "\xff"}', "not UTF-8 at byte 13"),
+        10: ({"prompt": "x", "budget": "high"}, "budget must be a number"),
+        11: ({"prompt": ""}, "is empty"),
+        12: (b'{"prompt": "\\ud83d"}', "not valid Unicode"),
+        13: (b"[" * 10_000, "the line is not JSON"),
+        14: ({"prompt": None}, "not NoneType"),
+    }
+    lines = [{"prompt": "first"}, *(line for line, _ in wrong.values()), {"prompt": "last"}]
+    source, target = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    result = run("--input", str(source), "--output", str(target))
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    *errors, summary = result.stderr.splitlines()
+    assert summary == "13 of 15 lines failed"
+    for line, (number, (_, message)) in zip(errors, wrong.items(), strict=True):
+        assert line.startswith(f"error: {source}, line {number}: ")
+        assert message in line
+    records = [json.loads(line) for line in target.read_text().splitlines()]
+    assert len(records) == 15
+    assert records[0]["prompt"] == "first"
+    assert records[14]["prompt"] == "last"
+    for number, (_, message) in wrong.items():
+        assert records[number - 1]["line"] == number
+        assert message in records[number - 1]["error"]
+
+
+def test_an_empty_file_gives_an_empty_file(run: Run, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [])
+    assert run("--input", str(source), "--output", str(tmp_path / "out.jsonl")).exit_code == 0
+    assert (tmp_path / "out.jsonl").read_text() == ""
+
+
+def test_places_that_cannot_be_written_are_refused(run: Run, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [GOOD[0]])
+    result = run("--input", str(source), "--output", str(tmp_path))
+    assert "is a folder; --output names a file" in error_of(result)
+    result = run("--input", str(source), "--output", str(tmp_path / "no" / "out.jsonl"))
+    assert "is no folder" in error_of(result)
+    assert run("--input", str(tmp_path)).exit_code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = write_lines(tmp_path / "in.jsonl", [GOOD[0]] * 3), tmp_path / "out.jsonl"
+    target.write_text("before")
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    result = run("--input", str(source), "--output", str(target))
+    assert "No space left on device" in error_of(result)
+    assert target.read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_an_interrupt_leaves_nothing_half_written(text_bundle: Path, tmp_path: Path) -> None:
+    lines: list[object] = [{"prompt": "hello", "min_new_tokens": 48}] * 20_000
+    source, target = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    process = start_generate(text_bundle, "--input", source, "--output", target, "--threads", "1")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.jsonl.*.part")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == b"interrupted\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_reader_that_has_had_enough_is_no_error(text_bundle: Path, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "hello"}] * 200)
+    process = start_generate(text_bundle, "--input", source, "--threads", "1")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.wait(timeout=60)
+
+
+def test_what_utf8_cannot_hold_is_passed_on_escaped(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'{"prompt": "hello", "id": "\\ud83d"}')
+    target = tmp_path / "out.jsonl"
+    assert run("--input", str(source), "--output", str(target)).exit_code == 0
+    assert json.loads(target.read_text())["id"] == "\ud83d"

@@ -1,0 +1,80 @@
+"""The diagnosis of a machine."""
+
+import sys
+from types import SimpleNamespace
+
+import onnx
+import pytest
+
+from drl.runtime import diagnosis
+from drl.runtime.diagnosis import diagnose, tiny_model
+
+
+def test_the_tiny_model_is_valid_onnx() -> None:
+    model = onnx.load_from_string(tiny_model())
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["Neg"]
+
+
+def test_this_machine_can_generate() -> None:
+    found = diagnose()
+    assert found.usable
+    cpu = found.backends[0]
+    assert cpu.works
+    assert "ran a graph" in cpu.detail
+    assert {library.name: library.version for library in found.libraries}["numpy"]
+    assert found.processor.default_threads >= 1
+
+
+def test_without_onnxruntime_nothing_works_and_the_remedy_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    found = diagnose()
+    assert not found.usable
+    assert 'pip install "drl[cpu]"' in found.backends[0].remedy
+
+
+def test_a_runtime_that_computes_wrongly_or_fails_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import onnxruntime
+
+    class Wrong:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+        def run(self, *_: object) -> list[object]:
+            return [SimpleNamespace(tolist=lambda: [1.0, 2.0])]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Wrong)
+    assert "computes -(1, -2) as [1.0, 2.0]" in diagnose().backends[0].detail
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("illegal\ninstruction")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    assert "illegal instruction" in diagnose().backends[0].detail
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_cuda_build_without_a_driver_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    cuda = diagnose().backends[1]
+    assert not cuda.works
+    assert "CUDAExecutionProvider did not start" in cuda.detail
+
+
+def test_an_installed_tensorrt_is_said_to_be_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        diagnosis, "_library", lambda name, extra="": diagnosis.Library(name, "11.0", extra)
+    )
+    assert "does not use it" in diagnose().backends[2].detail

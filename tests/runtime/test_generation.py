@@ -1,0 +1,94 @@
+"""Generation options: usual meanings, all mistakes at once."""
+
+import numpy as np
+import pytest
+
+from drl.runtime import GenerationConfig, PromptError
+
+
+def test_greedy_is_the_default() -> None:
+    assert not GenerationConfig().samples
+
+
+@pytest.mark.parametrize(
+    ("options", "samples"),
+    [
+        ({"temperature": 0.7}, True),
+        ({"temperature": 0}, False),
+        ({"do_sample": True}, True),
+        ({"do_sample": False}, False),
+        ({"do_sample": True, "temperature": 0.2, "top_k": 4}, True),
+        ({"temperature": 0, "top_k": 4}, False),
+        ({"do_sample": False, "top_p": 0.5}, False),
+    ],
+)
+def test_when_tokens_are_drawn(options: dict[str, object], samples: bool) -> None:
+    assert GenerationConfig.from_options(options).samples is samples
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
+    with pytest.raises(PromptError) as caught:
+        GenerationConfig(
+            max_new_tokens=0,
+            min_new_tokens=-1,
+            do_sample=1,  # type: ignore[arg-type]
+            temperature=-0.5,
+            top_k=-3,
+            top_p=0.0,
+            min_p=1.5,
+            repetition_penalty=0,
+            seed=-1,
+            stop_token_ids=[1.5],  # type: ignore[list-item]
+            stop_strings=["ok", ""],
+            logprobs="yes",  # type: ignore[arg-type]
+            top_logprobs=-1,
+        )
+    message = str(caught.value)
+    for name in GenerationConfig.__dataclass_fields__:
+        assert name in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": True}, "max_new_tokens must be an integer of at least 1, not True"),
+        ({"max_new_tokens": 4.0}, "max_new_tokens must be an integer"),
+        ({"max_new_tokens": "4"}, "max_new_tokens must be an integer"),
+        ({"max_new_tokens": 4, "min_new_tokens": 5}, "min_new_tokens 5 exceeds max_new_tokens 4"),
+        ({"temperature": float("nan")}, "temperature must be a number"),
+        ({"temperature": float("inf")}, "temperature must be a number"),
+        ({"temperature": True}, "temperature must be a number"),
+        ({"do_sample": True, "temperature": 0}, "contradicts temperature 0"),
+        ({"do_sample": False, "temperature": 1.0}, "do_sample=False contradicts"),
+        ({"top_k": 5, "top_p": 0.5}, "top_k, top_p needs do_sample=True or a temperature"),
+        ({"top_logprobs": 2, "logprobs": False}, "top_logprobs needs logprobs=True"),
+        ({"stop_token_ids": [True]}, "stop_token_ids"),
+        ({"stop_token_ids": 3}, "stop_token_ids"),
+        ({"stop_strings": [3]}, "stop_strings"),
+        ({"repetition_penalty": None}, "repetition_penalty must be a number above 0"),
+    ],
+)
+def test_a_mistake(options: dict[str, object], message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        GenerationConfig.from_options(options)
+
+
+def test_unknown_options_are_answered_with_the_nearest_known_one() -> None:
+    with pytest.raises(PromptError, match=r"'max_tokens' \(did you mean 'max_new_tokens'\?\)"):
+        GenerationConfig.from_options({"max_tokens": 3})
+    with pytest.raises(PromptError, match="unknown generation option 'xyz', 'topk'"):
+        GenerationConfig.from_options({"xyz": 3, "topk": 1})
+
+
+def test_numpy_numbers_lists_and_a_single_stop_string_are_taken() -> None:
+    config = GenerationConfig(
+        max_new_tokens=np.int64(5),  # type: ignore[arg-type]
+        temperature=np.float32(0.5),  # type: ignore[arg-type]
+        stop_token_ids=np.array([3, 4]),  # type: ignore[arg-type]
+        stop_strings="stop",
+    )
+    assert config == GenerationConfig(
+        max_new_tokens=5, temperature=0.5, stop_token_ids=(3, 4), stop_strings=("stop",)
+    )
+    assert hash(config)
