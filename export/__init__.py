@@ -4,12 +4,13 @@
 """
 
 from drl.export.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from drl.export.exporter import ExportOptions, export
+from drl.export.exporter import ExportOptions, ExportReport, export
 from drl.export.parity import ParityReport
 
 __all__ = [
     "Checkpoint",
     "ExportOptions",
+    "ExportReport",
     "ParityReport",
     "export",
     "load_checkpoint",

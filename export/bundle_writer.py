@@ -30,12 +30,13 @@ _TOOLS = ("drl", "onnx", "onnx-ir", "onnxscript", "torch")
 
 @dataclass(frozen=True)
 class BundleContents:
-    """What the manifest says beside the files: configuration, target and the finished graphs."""
+    """What the manifest says beside the files: configuration, target, graphs and defaults."""
 
     config: ModelConfig
     target: str
     precision: str
     graphs: Mapping[str, ir.Model]
+    generation: Mapping[str, Any]
 
 
 @contextmanager
@@ -109,6 +110,7 @@ def write_manifest(
         },
         "paths": _describe_paths(config),
         "path_router": _describe_router(config),
+        "generation": _fitting(contents.generation, config),
         "graphs": {name: _describe_graph(name, m) for name, m in contents.graphs.items()},
         "files": {
             path.name: _describe_file(path)
@@ -157,6 +159,13 @@ def _describe_paths(config: ModelConfig) -> list[dict[str, Any]]:
         }
         for path, cost in zip(config.paths, config.path_costs, strict=True)
     ]
+
+
+def _fitting(generation: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Return generation defaults that ask for no more tokens than the model's cache holds."""
+    longest = config.max_target_length
+    limits = {"max_new_tokens": longest, "min_new_tokens": longest}
+    return {n: min(v, limits[n]) if n in limits else v for n, v in generation.items()}
 
 
 def _describe_router(config: ModelConfig) -> dict[str, Any] | None:

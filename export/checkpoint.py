@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from drl.export.generation_defaults import GenerationDefaults, read_generation_defaults
 from drl.export.importers import OWN_TYPE, find_importer
 from drl.export.importers.mapping import Source, same
 from drl.export.model import DualRouterModel, ModelConfig, parameter_shapes
@@ -37,11 +38,13 @@ class Checkpoint:
         config: The model's configuration.
         shapes: Name to shape of every parameter.
         tokenizer: Path of `tokenizer.json`, or None.
+        generation: How it generates by default.
     """
 
     config: ModelConfig
     shapes: Mapping[str, tuple[int, ...]]
     tokenizer: Path | None
+    generation: GenerationDefaults
     _read: Callable[[str], Tensor] = field(repr=False)
 
     def tensor(self, name: str) -> Tensor:
@@ -103,6 +106,7 @@ def load_checkpoint(path: Path, rename: Mapping[str, str] | None = None) -> Chec
         described.config,
         expected,
         tokenizer if tokenizer.exists() else None,
+        read_generation_defaults(folder, values),
         lambda name: tensors[name].read(files),
     )
 

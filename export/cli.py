@@ -6,7 +6,7 @@ from typing import get_args
 
 import click
 
-from drl.export.exporter import ExportOptions, Precision, Target, export
+from drl.export.exporter import ExportOptions, ExportReport, Precision, Target, export
 from drl.export.parity import ParityReport
 from drl.runtime.bundle import Bundle
 from drl.runtime.commands.common import clean_errors, file_size
@@ -16,6 +16,7 @@ _STAGES = {
     "emit": "emitting the graphs",
     "passes": "lowering them to the target",
     "write": "writing graphs and weights",
+    "verify against transformers": "comparing with transformers",
     "verify": "comparing with eager PyTorch",
 }
 
@@ -58,6 +59,11 @@ class _StageClock:
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the bundle with eager PyTorch.")
+@click.option(
+    "--verify-against",
+    type=click.Choice(["transformers"]),
+    help="Compare the imported model with another implementation too.",
+)
 @clean_errors
 def main(
     checkpoint: Path,
@@ -66,6 +72,7 @@ def main(
     precision: Precision,
     force: bool,
     no_verify: bool,
+    verify_against: str | None,
 ) -> None:
     """Export CHECKPOINT, a folder or a state dict beside its config.json, to the folder BUNDLE.
 
@@ -73,7 +80,13 @@ def main(
     interrupted export leaves nothing behind.
     """
     clock = _StageClock()
-    options = ExportOptions(target, precision, force=force, verify=not no_verify)
+    options = ExportOptions(
+        target,
+        precision,
+        force=force,
+        verify=not no_verify,
+        verify_against_transformers=verify_against is not None,
+    )
     try:
         report = export(checkpoint, bundle, options, progress=clock)
     except BaseException:
@@ -83,25 +96,33 @@ def main(
     click.echo(_describe(Bundle.load(bundle, verify_hashes=False), report))
 
 
-def _describe(bundle: Bundle, report: ParityReport | None) -> str:
+def _describe(bundle: Bundle, report: ExportReport) -> str:
     """Return the table that ends an export: files, nodes and parity."""
     lines = ["", f"{bundle.folder}  ({bundle.manifest.target}, {bundle.manifest.precision})"]
     nodes = {graph.file: graph.nodes for graph in bundle.manifest.graphs.values()}
     for name, info in bundle.manifest.files.items():
         count = f"{nodes[name]} nodes" if name in nodes else ""
         lines.append(f"  {name:<16}{file_size(info.bytes):>10}  {count}")
-    if report is None:
-        return "\n".join([*lines, "  not compared with PyTorch (--no-verify)"])
-    routes = report.routes
-    lines.append(f"  largest difference from PyTorch, over {_positions(report)} positions:")
-    for path in report.paths:
-        lines.append(f"    path {path.path:<12} logits {path.drift:.1e}")
-    lines.append(
-        f"  expert choices: {routes.compared} clear ones, {routes.wrong} wrong; "
-        f"{routes.near_ties} near ties, {routes.flips} flipped"
-    )
+    lines += _describe_parity(report.parity)
+    if report.transformers is not None:
+        found = report.transformers
+        lines.append(f"  largest difference from transformers {found.version}: {found.logits:.1e}")
+    if report.generation_left_out:
+        left_out = ", ".join(report.generation_left_out)
+        lines.append(f"  generation defaults that this version leaves out: {left_out}")
     return "\n".join(lines)
 
 
-def _positions(report: ParityReport) -> int:
-    return sum(path.positions for path in report.paths)
+def _describe_parity(parity: ParityReport | None) -> list[str]:
+    if parity is None:
+        return ["  not compared with PyTorch (--no-verify)"]
+    positions = sum(path.positions for path in parity.paths)
+    lines = [f"  largest difference from PyTorch, over {positions} positions:"]
+    lines += [f"    path {path.path:<12} logits {path.drift:.1e}" for path in parity.paths]
+    routes = parity.routes
+    if routes.compared:
+        lines.append(
+            f"  expert choices: {routes.compared} clear ones, {routes.wrong} wrong; "
+            f"{routes.near_ties} near ties, {routes.flips} flipped"
+        )
+    return lines

@@ -14,6 +14,7 @@ from drl.export.graph import emit_bridge, emit_decoder, emit_encoder
 from drl.export.parity import TOLERANCE, ParityReport
 from drl.export.passes import AppendFunctionBodies, LowerCachedAttention
 from drl.export.verify import verify
+from drl.export.verify_transformers import ForeignParity, verify_against_transformers
 from drl.export.weights import WeightPlan
 from drl.runtime.backends import open_backend
 from drl.runtime.bundle import Bundle
@@ -34,12 +35,29 @@ class ExportOptions:
         precision: Of weights and arithmetic.
         force: Whether to replace an existing bundle.
         verify: Whether to hold the bundle against the eager model.
+        verify_against_transformers: Whether to hold the eager model against transformers too.
     """
 
     target: Target = "ort-cpu"
     precision: Precision = "fp32"
     force: bool = False
     verify: bool = True
+    verify_against_transformers: bool = False
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What came of an export.
+
+    Attributes:
+        parity: The bundle against the eager model, or None without `options.verify`.
+        transformers: The eager model against transformers, if that was asked for.
+        generation_left_out: Generation defaults of the checkpoint that the runtime cannot follow.
+    """
+
+    parity: ParityReport | None
+    transformers: ForeignParity | None
+    generation_left_out: tuple[str, ...]
 
 
 def export(
@@ -47,7 +65,7 @@ def export(
     destination: Path,
     options: ExportOptions = ExportOptions(),
     progress: Callable[[str], None] = lambda _: None,
-) -> ParityReport | None:
+) -> ExportReport:
     """Make the bundle `destination` from the checkpoint `source`.
 
     Args:
@@ -57,7 +75,7 @@ def export(
         progress: Told of every stage as it begins.
 
     Returns:
-        How the bundle compares with the eager model, or None without `options.verify`.
+        What was made, and how it compares.
 
     Raises:
         CheckpointError: The checkpoint is unusable.
@@ -72,16 +90,26 @@ def export(
         graphs = emit_graphs(checkpoint, weights)
         progress("passes")
         graphs = {name: lower(model, options.target) for name, model in graphs.items()}
-        contents = BundleContents(checkpoint.config, options.target, options.precision, graphs)
+        contents = BundleContents(
+            checkpoint.config,
+            options.target,
+            options.precision,
+            graphs,
+            checkpoint.generation.options,
+        )
         progress("write")
         _write(folder, checkpoint, weights, contents)
-        if not options.verify:
-            return None
-        progress("verify")
-        report = _verify(folder, checkpoint)
-        write_json(folder / PARITY_FILE, report.to_dict())
-        write_manifest(folder, contents, report.summary())
-        return report
+        foreign = None
+        if options.verify_against_transformers:
+            progress("verify against transformers")
+            foreign = _verify_against_transformers(source, checkpoint)
+        parity = None
+        if options.verify:
+            progress("verify")
+            parity = _verify(folder, checkpoint)
+            write_json(folder / PARITY_FILE, parity.to_dict())
+            write_manifest(folder, contents, parity.summary())
+        return ExportReport(parity, foreign, checkpoint.generation.left_out)
 
 
 def emit_graphs(checkpoint: Checkpoint, weights: WeightPlan) -> dict[str, ir.Model]:
@@ -108,6 +136,18 @@ def _write(
     if checkpoint.tokenizer is not None:
         shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER_FILE)
     write_manifest(folder, contents, parity=None)
+
+
+def _verify_against_transformers(source: Path, checkpoint: Checkpoint) -> ForeignParity:
+    folder = source if source.is_dir() else source.parent
+    parity = verify_against_transformers(folder, checkpoint.model())
+    if not parity.passed:
+        raise ExportError(
+            f"the model as imported differs from transformers {parity.version}: encoder states by "
+            f"{parity.encoder:.1e}, logits by {parity.logits:.1e} (limit {TOLERANCE:.0e}); "
+            "please report it with the folder's config.json"
+        )
+    return parity
 
 
 def _verify(folder: Path, checkpoint: Checkpoint) -> ParityReport:

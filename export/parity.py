@@ -1,11 +1,17 @@
-"""How far a bundle is from the eager model: what was compared, and how it came out."""
+"""How far a bundle is from the eager model: what was compared, and how it came out.
+
+Differences are absolute up to a magnitude of 1, and relative to the largest value beyond it: fp32
+has seven digits, and some models' logits reach into the hundreds.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 TOLERANCE = 1e-4
-"""Largest absolute difference of a logit that an fp32 bundle may show against eager PyTorch."""
+"""Largest difference of a logit that an fp32 bundle may show against eager PyTorch."""
 
 ROUTE_MARGIN = 1e-3
 """Experts must agree wherever the last chosen one leads the first left out by more than this."""
@@ -40,7 +46,7 @@ class RouteParity:
 
 @dataclass(frozen=True)
 class PathParity:
-    """One path: the largest absolute logit differences, and the experts of its decoder layers.
+    """One path: the largest logit differences, and the experts of its decoder layers.
 
     Attributes:
         path: The path's name.
@@ -64,7 +70,7 @@ class PathParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The bundle against the eager model, as largest absolute differences.
+    """The bundle against the eager model, as largest differences.
 
     Attributes:
         encoder: Of the encoder states.
@@ -109,6 +115,17 @@ class ParityReport:
         document = self.summary() | {"route_margin": ROUTE_MARGIN}
         document |= {name: _plain(value) for name, value in asdict(self).items()}
         return document
+
+
+def relative_difference(expected: Tensor, actual: Tensor) -> float:
+    """Return the largest difference, over the largest expected magnitude where that is above 1.
+
+    NaN counts as infinitely far.
+    """
+    if not expected.numel():
+        return 0.0
+    difference = (expected - actual).abs().nan_to_num(nan=float("inf")).max()
+    return float(difference / expected.abs().max().clamp(min=1.0))
 
 
 def _rounded(value: float) -> float:

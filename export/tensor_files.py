@@ -98,7 +98,7 @@ def _open(path: Path) -> TensorFiles:
 
 def _open_safetensors(path: Path) -> TensorFiles:
     try:
-        file = safe_open(path, framework="pt")
+        file: Any = safe_open(path, framework="pt")
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged or incomplete ({error}); copy it again") from None
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

@@ -9,7 +9,13 @@ import torch
 
 from drl.export.model import DualRouterModel, Encoded, Route
 from drl.export.model.generate import pad
-from drl.export.parity import ROUTE_MARGIN, ParityReport, PathParity, RouteParity
+from drl.export.parity import (
+    ROUTE_MARGIN,
+    ParityReport,
+    PathParity,
+    RouteParity,
+    relative_difference,
+)
 from drl.runtime.backends import Backend, CrossAttention, Encoding, StepInputs
 
 _PREFILL = 4
@@ -28,12 +34,11 @@ class _Drift:
 
     def compare(self, expected: torch.Tensor, actual: npt.NDArray[np.float32]) -> None:
         """Add logits `[B, T, V]` of the rows still compared."""
-        difference = np.abs(expected.numpy() - actual)[self.rows]
-        if difference.size:
-            # NaN must count as a difference, and max() would drop it
-            worst = float(np.nan_to_num(difference, nan=np.inf).max())
-            self.largest = max(self.largest, worst)
-            self.positions += difference.shape[0] * difference.shape[1]
+        rows = torch.from_numpy(self.rows)
+        self.largest = max(
+            self.largest, relative_difference(expected[rows], torch.from_numpy(actual)[rows])
+        )
+        self.positions += int(rows.sum()) * expected.shape[1]
 
 
 @torch.inference_mode()
@@ -59,10 +64,10 @@ def verify(model: DualRouterModel, backend: Backend) -> ParityReport:
     )
     same = np.ones(len(sources), dtype=bool)
     routes = _compare_routes(encoded.routes, encoding.experts, same)
-    difference = np.abs(encoded.states.numpy() - encoding.states)
-    valid = encoded.source_mask.numpy() & same[:, None]
+    valid = encoded.source_mask & torch.from_numpy(same)[:, None]
+    states = torch.from_numpy(encoding.states)
     return ParityReport(
-        encoder=float(difference[valid].max(initial=0.0)),
+        encoder=relative_difference(encoded.states[valid], states[valid]),
         path_logits=_path_logit_difference(encoded, encoding, same),
         encoder_routes=routes,
         paths=tuple(
@@ -77,8 +82,10 @@ def _path_logit_difference(
 ) -> float:
     if encoded.scores is None or encoding.path_logits is None:
         return 0.0
-    difference = np.abs(encoded.scores.logits.numpy() - encoding.path_logits)
-    return float(difference[rows].max(initial=0.0))
+    same = torch.from_numpy(rows)
+    return relative_difference(
+        encoded.scores.logits[same], torch.from_numpy(encoding.path_logits)[same]
+    )
 
 
 def _verify_path(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from drl.runtime.arrays import Array
 from drl.runtime.backends import Backend, open_backend
@@ -51,7 +51,13 @@ class Engine:
                 f"tokenizer.json has {self._tokenizer.vocab_size} tokens and the model "
                 f"{bundle.manifest.limits.vocab_size}; export the checkpoint with its own tokenizer"
             )
-        self._requests = RequestBuilder(bundle.manifest, self._tokenizer)
+        try:
+            defaults = self.configure()
+        except PromptError as error:
+            raise BundleError(
+                f"bundle.json: generation: {error}; export the checkpoint again"
+            ) from None
+        self._requests = RequestBuilder(bundle.manifest, self._tokenizer, defaults)
         self._scheduler = Scheduler(backend, bundle.manifest, max_batch_size)
         self._lock = threading.Lock()
         self._closed = False
@@ -96,6 +102,27 @@ class Engine:
         """The bundle's tokenizer, if it has one."""
         return self._tokenizer
 
+    def configure(self, **options: Any) -> GenerationConfig:
+        """How this bundle generates by default, with some options of `GenerationConfig` changed.
+
+        Raises:
+            PromptError: An option is unknown or wrong.
+        """
+        return GenerationConfig.from_defaults(self._bundle.manifest.generation, options)
+
+    def token_id(self, token: str | int) -> int:
+        """The id of a token given by its text, such as `fra_Latn`, or by its id.
+
+        Raises:
+            PromptError: The vocabulary has no such token.
+        """
+        if isinstance(token, str) and not (token.isascii() and token.isdigit()):
+            found = self._tokenizer.token_id(token) if self._tokenizer else None
+            if found is None:
+                raise PromptError(f"there is no token {token!r} in the bundle's vocabulary")
+            return found
+        return int(token)
+
     def request(
         self,
         prompt: Prompt,
@@ -125,7 +152,8 @@ class Engine:
 
         Args:
             prompts: Strings or lists of token ids.
-            config: How to generate: one for all prompts, or one each.
+            config: How to generate: one for all prompts, or one each; by default as the bundle
+                says, see `configure`.
             path: "auto" lets the model's path router choose; a name or an index forces a path.
             budget: Largest cost, in [0, 1], of the paths that "auto" chooses from; 1 is the cost
                 of the dearest path.

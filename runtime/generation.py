@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from drl.runtime.errors import PromptError
 
+_SAMPLING = frozenset({"do_sample", "temperature", "top_k", "top_p", "min_p"})
+
 
 @dataclass(frozen=True)
 class GenerationConfig:
@@ -31,6 +33,8 @@ class GenerationConfig:
             before; 1 is none. Source: Keskar et al. 2019, "CTRL".
         seed: Makes sampling reproducible. The draws of a request depend on nothing but its seed:
             not on the batch, nor on its place in it. None seeds from the system.
+        forced_bos_token_id: The first token, whatever the model says: the target language of
+            multilingual translation models.
         stop_token_ids: Tokens that end generation besides the end-of-sequence token; like it they
             are not part of the result.
         stop_strings: Texts that end generation; the result's text ends before the first of them.
@@ -51,6 +55,7 @@ class GenerationConfig:
     min_p: float | None = None
     repetition_penalty: float = 1.0
     seed: int | None = None
+    forced_bos_token_id: int | None = None
     stop_token_ids: Sequence[int] = ()
     stop_strings: Sequence[str] = ()
     logprobs: bool = True
@@ -82,6 +87,20 @@ class GenerationConfig:
             raise PromptError(f"unknown generation option {', '.join(unknown)}")
         return cls(**options)
 
+    @classmethod
+    def from_defaults(cls, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
+        """Build a config from a bundle's defaults and the options that are given.
+
+        An option of sampling replaces all defaults of sampling: half of two ways to sample is
+        neither.
+
+        Raises:
+            PromptError: See `from_options`.
+        """
+        resampled = bool(_SAMPLING & options.keys())
+        kept = {n: v for n, v in defaults.items() if not (resampled and n in _SAMPLING)}
+        return cls.from_options(kept | dict(options))
+
     @property
     def samples(self) -> bool:
         """Whether tokens are drawn at random."""
@@ -106,6 +125,7 @@ class GenerationConfig:
         self._number("min_p", mistakes, 0.0, 1.0, optional=True)
         self._number("repetition_penalty", mistakes, 0.0, math.inf, above=True)
         self._integer("seed", mistakes, minimum=0, optional=True)
+        self._integer("forced_bos_token_id", mistakes, minimum=0, optional=True)
         if mistakes:
             return
         if self.do_sample and self.temperature == 0:

@@ -106,6 +106,7 @@ class Manifest:
     cache: CacheInfo
     paths: tuple[PathInfo, ...]
     path_router: RouterInfo | None
+    generation: Mapping[str, Any]
     graphs: Mapping[str, GraphInfo]
     files: Mapping[str, FileInfo]
     parity: Mapping[str, Any] | None
@@ -200,6 +201,7 @@ def parse_manifest(document: object) -> Manifest:
         ),
         paths=tuple(_path(item, index) for index, item in enumerate(root.array("paths"))),
         path_router=_router(root),
+        generation=root.object("generation").items if "generation" in root.items else {},
         graphs={
             name: _graph(root.object("graphs").object(name))
             for name in ("encoder", "bridge", "decoder")

@@ -37,8 +37,11 @@ class Request:
 class RequestBuilder:
     """Checks requests against a bundle's limits, before any work is done for them."""
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self, manifest: Manifest, tokenizer: Tokenizer | None, defaults: GenerationConfig
+    ) -> None:
         self._manifest = manifest
+        self._defaults = defaults
         self._tokenizer = tokenizer
 
     def build(
@@ -58,7 +61,7 @@ class RequestBuilder:
             PromptError: The prompt is of another type, empty, longer than the model reads or holds
                 unknown ids; the path is unknown; or an option exceeds the model's limits.
         """
-        config = GenerationConfig() if config is None else config
+        config = self._defaults if config is None else config
         if not isinstance(config, GenerationConfig):
             raise PromptError(f"config must be a GenerationConfig, not {type(config).__name__}")
         return Request(
@@ -113,12 +116,14 @@ class RequestBuilder:
             raise PromptError(
                 f"min_new_tokens {config.min_new_tokens} exceeds the model's cache of {wanted}"
             )
-        outside = [token for token in config.stop_token_ids if token >= limits.vocab_size]
-        if outside:
-            raise PromptError(
-                f"stop_token_ids: {outside[0]} is out of range; the vocabulary has 0 to "
-                f"{limits.vocab_size - 1}"
-            )
+        named = [("stop_token_ids", token) for token in config.stop_token_ids]
+        named.append(("forced_bos_token_id", config.forced_bos_token_id or 0))
+        for name, token in named:
+            if token >= limits.vocab_size:
+                raise PromptError(
+                    f"{name}: {token} is out of range; the vocabulary has 0 to "
+                    f"{limits.vocab_size - 1}"
+                )
         return wanted
 
 

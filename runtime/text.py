@@ -97,6 +97,10 @@ class Tokenizer:
         """The number of token ids, added tokens included."""
         return self._fast.get_vocab_size(with_added_tokens=True)
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a vocabulary entry, or None if there is no such entry."""
+        return self._fast.token_to_id(token)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with the special tokens that the tokenizer's post-processor adds.
 

@@ -35,7 +35,7 @@ def engine(
 ) -> Iterator[Engine]:
     target: Target = request.param
     bundle = tmp_path_factory.mktemp("numbers") / target
-    report = export(CHECKPOINT, bundle, ExportOptions(target=target))
+    report = export(CHECKPOINT, bundle, ExportOptions(target=target)).parity
     assert report is not None
     assert report.passed
     with Engine.from_bundle(bundle, threads=min(2, os.cpu_count() or 1)) as engine:

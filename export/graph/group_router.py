@@ -52,8 +52,10 @@ def emit_group_router(e: Emitter, tokens: ir.Value) -> GroupValues | None:
 def _single_group(e: Emitter, tokens: ir.Value) -> GroupValues:
     """Emit the routing to the only group, which has probability 1 and is always allowed."""
     op = e.op
+    assert tokens.shape is not None
+    dims = ir.Shape([*tokens.shape, 1])
     shape = op.Concat(op.Shape(tokens), [1], axis=0)
     log_probs, allowed = op.ConstantOfShape(shape), op.Expand(True, shape)
     for value, dtype in ((log_probs, FLOAT), (allowed, BOOL)):
-        value.type, value.shape = ir.TensorType(dtype), ir.Shape([*tokens.shape, 1])
+        value.type, value.shape = ir.TensorType(dtype), dims
     return GroupValues(log_probs, allowed)

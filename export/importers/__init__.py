@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from drl.export.importers import own, t5
+from drl.export.importers import bart, m2m_100, marian, mbart, nllb_moe, own, pegasus, t5
 from drl.export.importers.mapping import Import, Importer, Source
 from drl.runtime.errors import ConfigError
 
@@ -16,6 +16,12 @@ FAMILIES: Mapping[str, Importer] = {
     "t5": t5.describe,
     "mt5": t5.describe,
     "umt5": t5.describe,
+    "bart": bart.describe,
+    "mbart": mbart.describe,
+    "pegasus": pegasus.describe,
+    "marian": marian.describe,
+    "m2m_100": m2m_100.describe,
+    "nllb-moe": nllb_moe.describe,
 }
 _DECODER_ONLY = ("CausalLM", "LMHeadModel")
 _ENCODER_ONLY = ("MaskedLM", "SequenceClassification", "TokenClassification", "PreTraining")

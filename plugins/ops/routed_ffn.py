@@ -47,7 +47,7 @@ def reference(
     """
     output = np.zeros(hidden.shape, np.float32)
     for place in np.ndindex(expert_ids.shape):
-        expert = expert_ids[place]
+        expert = int(expert_ids[place])
         if expert < 0:
             continue
         x = hidden[place[:2]].astype(np.float32)
@@ -56,7 +56,7 @@ def reference(
             inner = activate(activation, raised)
         else:
             inner = activate(activation, _affine(x, gate, gate_bias, expert)) * raised
-        output[place[:2]] += gates[place] * _affine(inner, down, down_bias, expert)
+        output[place[:2]] += float(gates[place]) * _affine(inner, down, down_bias, expert)
     return output.astype(hidden.dtype)
 
 

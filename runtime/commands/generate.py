@@ -25,6 +25,7 @@ _SAMPLING = (
     click.option("--top-k", type=int, help="Sample among the K likeliest tokens."),
     click.option("--top-p", type=float, help="Sample among the likeliest tokens that reach P."),
     click.option("--min-p", type=float, help="Bar tokens below P times the likeliest."),
+    click.option("--forced-bos", "forced_bos_token_id", help="First token: its text or its id."),
     click.option("--repetition-penalty", type=float, help="Above 1 discourages repetition."),
     click.option("--seed", type=int, help="Make sampling reproducible."),
     click.option(
@@ -81,13 +82,16 @@ def main(
     """
     _check_usage(text, source, target, as_json, stream)
     options = _config_options(sampling)
+    language = options.pop("forced_bos_token_id", None)
     GenerationConfig.from_options(options)  # a mistake is found before the bundle is read
-    defaults = Defaults(options, path, budget, experts)
     interactive = not text and source is None and sys.stdin.isatty()
     prompts = [] if source or interactive else _labelled(text) or list(_standard_input())
     with Engine.from_bundle(
         bundle, threads=threads, max_batch_size=batch_size, verify_hashes=not no_hash_check
     ) as engine:
+        if language is not None:
+            options["forced_bos_token_id"] = engine.token_id(language)
+        defaults = Defaults(options, path, budget, experts)
         printer = _Printer(engine, defaults, as_json, stream, verbose or sys.stdout.isatty())
         if source:
             _run_file(engine, defaults, source, target)
@@ -151,7 +155,7 @@ class _Printer:
     ) -> None:
         self._engine = engine
         self._defaults = defaults
-        self._config = GenerationConfig.from_options(defaults.options)
+        self._config = engine.configure(**defaults.options)
         self._as_json = as_json
         self._stream = stream
         self._notes = notes

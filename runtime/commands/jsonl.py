@@ -17,7 +17,6 @@ from typing import IO, Any
 from drl.runtime.commands.rendering import json_line, result_record
 from drl.runtime.engine import Engine
 from drl.runtime.errors import DrlError, PromptError
-from drl.runtime.generation import GenerationConfig
 from drl.runtime.request import Request
 
 
@@ -78,7 +77,7 @@ class Job:
 
     def _request(self, document: dict[str, Any]) -> Request:
         options = {key: value for key, value in document.items() if key not in _OWN_FIELDS}
-        config = GenerationConfig.from_options({**self.defaults.options, **options})
+        config = self.engine.configure(**{**self.defaults.options, **options})
         return self.engine.request(
             document["prompt"],
             config,

@@ -8,6 +8,9 @@ import numpy as np
 from drl.runtime.arrays import Float32, Int64
 from drl.runtime.generation import GenerationConfig
 
+_CERTAIN = 1e6
+"""How far a forced token's logit is raised above all others."""
+
 
 @dataclass(frozen=True)
 class LogitEdits:
@@ -54,6 +57,12 @@ def collect_edits(
     columns: list[int] = []
     values: list[float] = []
     for row, (config, history) in enumerate(zip(configs, histories, strict=True)):
+        if config.forced_bos_token_id is not None and not history:
+            rows.append(row)
+            columns.append(config.forced_bos_token_id)
+            # finite, and far enough above the rest for every temperature and filter
+            values.append(float(logits[row].max()) + _CERTAIN)
+            continue
         if config.repetition_penalty != 1.0 and history:
             seen = sorted(set(history))
             rows += [row] * len(seen)

@@ -51,7 +51,10 @@ class TokenSelector:
         sampling = [row for row, item in enumerate(generators) if item is not None]
         self._sampling_rows = np.array(sampling, np.int64)
         self._sampler = Sampler([self._configs[row] for row in sampling])
-        self._edits = any(c.repetition_penalty != 1.0 or c.min_new_tokens for c in configs)
+        self._edits = any(
+            c.repetition_penalty != 1.0 or c.min_new_tokens or c.forced_bos_token_id is not None
+            for c in configs
+        )
         self._reports = any(c.logprobs for c in configs)
         self._top = [(row, c.top_logprobs) for row, c in enumerate(configs) if c.top_logprobs]
 

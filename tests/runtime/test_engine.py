@@ -327,3 +327,41 @@ def test_other_path_routers_work_in_batches(tmp_path: Path, head: str | None) ->
     with toy_engine(tmp_path, head=head) as engine:
         for ours, theirs in zip(engine.generate(prompts), expected, strict=True):
             assert_same(ours, theirs)
+
+
+def test_a_forced_first_token_comes_first_and_only_first(tmp_path: Path) -> None:
+    prompts = random_prompts(6)
+    with toy_engine(tmp_path) as engine:
+        free = engine.generate(prompts, GenerationConfig(max_new_tokens=6))
+        for options in ({}, {"temperature": 5.0, "seed": 3, "top_p": 0.5}):
+            config = GenerationConfig(max_new_tokens=6, forced_bos_token_id=7, **options)
+            forced = engine.generate(prompts, config)
+            assert {result.tokens[0] for result in forced} == {7}
+            assert any(set(result.tokens[1:]) - {7} for result in forced)
+        assert {result.tokens[0] for result in free if result.tokens} != {7}
+
+
+def test_a_bundle_s_defaults_hold_where_nothing_else_is_asked(tmp_path: Path) -> None:
+    generation = {"max_new_tokens": 3, "forced_bos_token_id": 5}
+    with toy_engine(tmp_path, generation=generation) as engine:
+        (result,) = engine.generate([[4, 5, 6]])
+        assert len(result.tokens) <= 3
+        assert result.tokens[0] == 5
+        assert engine.configure(max_new_tokens=4).forced_bos_token_id == 5
+        (free,) = engine.generate([[4, 5, 6]], GenerationConfig(max_new_tokens=4))
+        assert free.tokens[:1] != [5]
+
+
+def test_a_token_is_found_by_its_text_or_its_id(tmp_path: Path) -> None:
+    with toy_engine(tmp_path) as engine:
+        token = engine.tokenizer.token(9) if engine.tokenizer else None
+        assert token is not None
+        assert engine.token_id(token) == 9
+        assert engine.token_id("9") == 9 or token == "9"
+        with pytest.raises(DrlError, match="no token 'xx_XX'"):
+            engine.token_id("xx_XX")
+
+
+def test_defaults_that_are_no_options_are_a_damaged_bundle(tmp_path: Path) -> None:
+    with pytest.raises(DrlError, match=r"bundle\.json: generation: unknown generation option"):
+        toy_engine(tmp_path, generation={"num_bems": 3})

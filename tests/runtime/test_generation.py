@@ -38,6 +38,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
             min_p=1.5,
             repetition_penalty=0,
             seed=-1,
+            forced_bos_token_id=-1,
             stop_token_ids=[1.5],  # type: ignore[list-item]
             stop_strings=["ok", ""],
             logprobs="yes",  # type: ignore[arg-type]
@@ -92,3 +93,16 @@ def test_numpy_numbers_lists_and_a_single_stop_string_are_taken() -> None:
         max_new_tokens=5, temperature=0.5, stop_token_ids=(3, 4), stop_strings=("stop",)
     )
     assert hash(config)
+
+
+def test_given_options_go_before_the_bundle_s_defaults() -> None:
+    defaults = {"max_new_tokens": 9, "forced_bos_token_id": 4}
+    config = GenerationConfig.from_defaults(defaults, {"max_new_tokens": 5})
+    assert (config.max_new_tokens, config.forced_bos_token_id) == (5, 4)
+
+
+def test_a_sampling_option_replaces_all_defaults_of_sampling() -> None:
+    defaults = {"do_sample": True, "temperature": 0.7, "top_k": 3}
+    assert not GenerationConfig.from_defaults(defaults, {"temperature": 0}).samples
+    assert GenerationConfig.from_defaults(defaults, {"do_sample": True}).top_k is None
+    assert GenerationConfig.from_defaults(defaults, {"seed": 1}).top_k == 3

@@ -44,7 +44,11 @@ def byte_tokenizer() -> Tokenizer:
 VOCAB_SIZE = byte_tokenizer().get_vocab_size()
 
 
-def manifest_document(head: str | None = "linear", max_target_length: int = 48) -> dict[str, Any]:
+def manifest_document(
+    head: str | None = "linear",
+    max_target_length: int = 48,
+    generation: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """A `bundle.json` for the toy."""
     graph = {"file": "graph.onnx", "nodes": 0, "inputs": [], "outputs": []}
     paths = [("fast", [0], 1, 0.5), ("mid", [0, 2], 1, 0.75), ("full", [0, 1, 2], 2, 1.0)]
@@ -78,6 +82,7 @@ def manifest_document(head: str | None = "linear", max_target_length: int = 48) 
             for name, layers, experts, ratio in paths
         ],
         "path_router": head and {"head": head, "threshold": 0.5},
+        "generation": generation or {},
         "graphs": dict.fromkeys(("encoder", "bridge", "decoder"), graph),
         "files": {"graph.onnx": {"bytes": 0, "sha256": ""}},
         "parity": None,
