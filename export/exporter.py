@@ -11,9 +11,10 @@ import onnx_ir as ir
 from drl.export.bundle_writer import BundleContents, new_folder, write_json, write_manifest
 from drl.export.checkpoint import TOKENIZER_FILE, Checkpoint, load_checkpoint
 from drl.export.graph import emit_bridge, emit_decoder, emit_encoder
+from drl.export.model import DualRouterModel
 from drl.export.parity import TOLERANCE, ParityReport
 from drl.export.passes import AppendFunctionBodies, LowerCachedAttention
-from drl.export.verify import verify
+from drl.export.verify import Expectation, compare, expect
 from drl.export.verify_transformers import ForeignParity, verify_against_transformers
 from drl.export.weights import WeightPlan
 from drl.runtime.backends import open_backend
@@ -99,14 +100,19 @@ def export(
         )
         progress("write")
         _write(folder, checkpoint, weights, contents)
+        if not options.verify and not options.verify_against_transformers:
+            return ExportReport(None, None, checkpoint.generation.left_out)
+        model = checkpoint.model()
         foreign = None
         if options.verify_against_transformers:
             progress("verify against transformers")
-            foreign = _verify_against_transformers(source, checkpoint)
+            foreign = _verify_against_transformers(source, model)
         parity = None
         if options.verify:
             progress("verify")
-            parity = _verify(folder, checkpoint)
+            expected = expect(model)
+            del model  # a large one need not be in memory beside its bundle
+            parity = _verify(folder, expected)
             write_json(folder / PARITY_FILE, parity.to_dict())
             write_manifest(folder, contents, parity.summary())
         return ExportReport(parity, foreign, checkpoint.generation.left_out)
@@ -138,9 +144,9 @@ def _write(
     write_manifest(folder, contents, parity=None)
 
 
-def _verify_against_transformers(source: Path, checkpoint: Checkpoint) -> ForeignParity:
+def _verify_against_transformers(source: Path, model: DualRouterModel) -> ForeignParity:
     folder = source if source.is_dir() else source.parent
-    parity = verify_against_transformers(folder, checkpoint.model())
+    parity = verify_against_transformers(folder, model)
     if not parity.passed:
         raise ExportError(
             f"the model as imported differs from transformers {parity.version}: encoder states by "
@@ -150,10 +156,10 @@ def _verify_against_transformers(source: Path, checkpoint: Checkpoint) -> Foreig
     return parity
 
 
-def _verify(folder: Path, checkpoint: Checkpoint) -> ParityReport:
+def _verify(folder: Path, expected: Expectation) -> ParityReport:
     backend = open_backend(Bundle.load(folder, verify_hashes=False), device="cpu")
     try:
-        report = verify(checkpoint.model(), backend)
+        report = compare(expected, backend)
     finally:
         backend.close()
     if not report.passed:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from drl.export.model import DualRouterModel, Encoded, Route
+from drl.export.model import DualRouterModel, Encoded, ModelConfig, Route
 from drl.export.model.generate import pad
 from drl.export.parity import (
     ROUTE_MARGIN,
@@ -41,28 +41,84 @@ class _Drift:
         self.positions += int(rows.sum()) * expected.shape[1]
 
 
-@torch.inference_mode()
-def verify(model: DualRouterModel, backend: Backend) -> ParityReport:
-    """Compare encoder, bridge and decoder of every path: a prefill and then cached steps.
+@dataclass(frozen=True)
+class _Call:
+    """One call of the decoder: which columns of the tokens it is given, and what eager makes."""
 
-    Sources and targets are random tokens of ragged lengths, the same at every call.
+    start: int
+    stop: int
+    logits: torch.Tensor
+    routes: list[Route]
 
-    Args:
-        model: The eager model, in evaluation mode.
-        backend: The bundle's graphs, loaded.
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the eager model computes for random tokens of ragged lengths, the same at every call.
+
+    It is taken before the bundle is loaded, so that a large model and its bundle need not be in
+    memory together.
+
+    Attributes:
+        config: The model's configuration.
+        source: int64 `[B, S]`.
+        budget: fp32 `[B]`.
+        encoded: The encoder's view of the sources.
+        tokens: Decoder inputs int64 `[B, C]`, start token first, per path.
+        calls: A prefill and then single-token steps over a cache, per path.
     """
+
+    config: ModelConfig
+    source: torch.Tensor
+    budget: torch.Tensor
+    encoded: Encoded
+    tokens: list[torch.Tensor]
+    calls: list[list[_Call]]
+
+
+@torch.inference_mode()
+def expect(model: DualRouterModel) -> Expectation:
+    """Run the eager model, in evaluation mode, on everything that a bundle is compared on."""
+    config = model.config
     generator = torch.Generator().manual_seed(_SEED)
-    limit = model.config.max_source_length
-    lengths = [min(length, limit) for length in _SOURCE_LENGTHS]
-    vocabulary = model.config.vocab_size
+    lengths = [min(length, config.max_source_length) for length in _SOURCE_LENGTHS]
+    vocabulary = config.vocab_size
     sources = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in lengths]
-    source, source_lengths = pad(sources, model.config.pad_token_id)
+    source, source_lengths = pad(sources, config.pad_token_id)
     budget = torch.linspace(0, 1, len(sources))
     encoded = model.encode(source, source_lengths, budget)
+    prefill = min(_PREFILL, config.max_target_length)
+    capacity = min(prefill + _STEPS, config.max_target_length)
+    spans = [(0, prefill), *((t, t + 1) for t in range(prefill, capacity))]
+    tokens, calls = [], []
+    for path in range(len(config.paths)):
+        drawn = torch.randint(vocabulary, (len(sources), capacity), generator=generator)
+        drawn[:, 0] = config.decoder_start_token_id
+        memory = model.bridge(encoded, path)
+        cache = model.decoder.empty_cache(len(sources), capacity, memory.path)
+        made = []
+        for start, stop in spans:
+            new = torch.full((len(sources),), stop - start)
+            made.append(_Call(start, stop, *model.decode(drawn[:, start:stop], new, memory, cache)))
+        tokens.append(drawn)
+        calls.append(made)
+    return Expectation(config, source, budget, encoded, tokens, calls)
+
+
+def compare(expected: Expectation, backend: Backend) -> ParityReport:
+    """Hold a bundle's graphs against what the eager model computes.
+
+    Args:
+        expected: Of the model that the bundle was made from.
+        backend: The bundle's graphs, loaded.
+    """
+    encoded = expected.encoded
     encoding = backend.encode(
-        source.numpy(), source_lengths.numpy().astype(np.int32), budget.numpy(), with_experts=True
+        expected.source.numpy(),
+        encoded.lengths.numpy().astype(np.int32),
+        expected.budget.numpy(),
+        with_experts=True,
     )
-    same = np.ones(len(sources), dtype=bool)
+    same = np.ones(len(encoded.lengths), dtype=bool)
     routes = _compare_routes(encoded.routes, encoding.experts, same)
     valid = encoded.source_mask & torch.from_numpy(same)[:, None]
     states = torch.from_numpy(encoding.states)
@@ -71,8 +127,8 @@ def verify(model: DualRouterModel, backend: Backend) -> ParityReport:
         path_logits=_path_logit_difference(encoded, encoding, same),
         encoder_routes=routes,
         paths=tuple(
-            _verify_path(model, backend, index, encoded, encoding, same.copy(), generator)
-            for index in range(len(model.config.paths))
+            _compare_path(expected, backend, path, encoding, same.copy())
+            for path in range(len(expected.config.paths))
         ),
     )
 
@@ -88,36 +144,26 @@ def _path_logit_difference(
     )
 
 
-def _verify_path(
-    model: DualRouterModel,
+def _compare_path(
+    expected: Expectation,
     backend: Backend,
     path: int,
-    encoded: Encoded,
     encoding: Encoding,
     same: npt.NDArray[np.bool_],
-    generator: torch.Generator,
 ) -> PathParity:
     """Compare one path; `same` marks the rows whose encoder took the same routes."""
-    config, rows = model.config, len(same)
-    prefill = min(_PREFILL, config.max_target_length)
-    capacity = min(prefill + _STEPS, config.max_target_length)
-    tokens = torch.randint(config.vocab_size, (rows, capacity), generator=generator)
-    tokens[:, 0] = config.decoder_start_token_id
-    memory = model.bridge(encoded, path)
+    tokens = expected.tokens[path].numpy()
     cross = backend.bridge(encoding, path)
-    cache = model.decoder.empty_cache(rows, capacity, memory.path)
-    buffers = _empty_buffers(model, path, rows, capacity)
+    buffers = _empty_buffers(expected.config, path, *tokens.shape)
     first, later = _Drift(same), _Drift(same)
     routes = RouteParity()
-    for start, stop in [(0, prefill), *((t, t + 1) for t in range(prefill, capacity))]:
-        new = torch.full((rows,), stop - start)
-        logits, eager_routes = model.decode(tokens[:, start:stop], new, memory, cache)
-        inputs = _step_inputs(path, tokens[:, start:stop].numpy(), start, cross, buffers)
+    for call in expected.calls[path]:
+        inputs = _step_inputs(path, tokens[:, call.start : call.stop], call.start, cross, buffers)
         outputs = backend.step(inputs)
-        routes += _compare_routes(eager_routes, outputs.experts, same)
-        (first if start == 0 else later).compare(logits, outputs.logits)
+        routes += _compare_routes(call.routes, outputs.experts, same)
+        (first if call.start == 0 else later).compare(call.logits, outputs.logits)
     return PathParity(
-        path=memory.path.name,
+        path=expected.config.paths[path].name,
         prefill=first.largest,
         steps=later.largest,
         positions=first.positions + later.positions,
@@ -128,9 +174,8 @@ def _verify_path(
 Buffers = tuple[tuple[npt.NDArray[np.float32], ...], tuple[npt.NDArray[np.float32], ...]]
 
 
-def _empty_buffers(model: DualRouterModel, path: int, rows: int, capacity: int) -> Buffers:
+def _empty_buffers(config: ModelConfig, path: int, rows: int, capacity: int) -> Buffers:
     """Return zeroed keys and values of every decoder layer, of no length where it is skipped."""
-    config = model.config
 
     def side() -> tuple[npt.NDArray[np.float32], ...]:
         lengths = (

@@ -56,8 +56,8 @@ def emit_decoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
     past = [_layer_pair(e, "past", i, "C") for i in range(config.decoder_layers)]
 
     steps = emit_steps(e, tokens)
-    groups = emit_group_router(e, tokens)
-    embedded = emit_embedding(e, tokens)
+    groups = emit_group_router(e, tokens, config.target_embedding)
+    embedded = emit_embedding(e, tokens, config.target_embedding)
     presents, experts = [], {}
     with e.scope("decoder"):
         begun = e.op.Unsqueeze(e.op.Cast(lengths, to=INT64), [1])

@@ -19,11 +19,11 @@ class GroupValues:
     allowed: ir.Value
 
 
-def emit_group_router(e: Emitter, tokens: ir.Value) -> GroupValues | None:
+def emit_group_router(e: Emitter, tokens: ir.Value, table: str = "embedding") -> GroupValues | None:
     """Emit the `GroupRouter` for `tokens` int64 `[B, T]`, if the model routes at all.
 
     Its choice depends on the token id alone, so it is folded to tables over the vocabulary,
-    computed by the PyTorch module itself.
+    computed by the PyTorch module itself from the embedding `table`.
     """
     config = e.config
     if not config.routes_tokens:
@@ -35,17 +35,16 @@ def emit_group_router(e: Emitter, tokens: ir.Value) -> GroupValues | None:
         router = GroupRouter(config.groups, config.d_model, config.top_groups)
         router.load_state_dict({"prototypes": checkpoint.tensor("group_router.prototypes")})
         with torch.inference_mode():
-            choice: GroupChoice = router(checkpoint.tensor("embedding.weight"))
+            choice: GroupChoice = router(checkpoint.tensor(f"{table}.weight"))
         return choice
 
     shape = (config.vocab_size, config.groups)
+    place = "group_router" if table == "embedding" else f"group_router.{table}"
     with e.scope("group_router"):
         log_probs = e.tensor(
-            "group_router.log_probs", FLOAT, shape, lambda c: route_vocabulary(c).log_probs
+            f"{place}.log_probs", FLOAT, shape, lambda c: route_vocabulary(c).log_probs
         )
-        allowed = e.tensor(
-            "group_router.allowed", BOOL, shape, lambda c: route_vocabulary(c).allowed
-        )
+        allowed = e.tensor(f"{place}.allowed", BOOL, shape, lambda c: route_vocabulary(c).allowed)
         return GroupValues(*GROUP_ROUTE.emit(e.op, tokens, log_probs, allowed))
 
 

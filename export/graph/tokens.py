@@ -6,9 +6,9 @@ from drl.export.graph.emitter import BOOL, INT64, Emitter
 from drl.export.model.attention import MASKED
 
 
-def emit_embedding(e: Emitter, tokens: ir.Value) -> ir.Value:
-    """Emit the lookup of `tokens` int64 `[B, T]`: `[B, T, d]`."""
-    with e.scope("embedding"):
+def emit_embedding(e: Emitter, tokens: ir.Value, table: str = "embedding") -> ir.Value:
+    """Emit the lookup of `tokens` int64 `[B, T]` in the embedding `table`: `[B, T, d]`."""
+    with e.scope(table):
         return e.op.Gather(e.weight("weight"), tokens)
 
 
@@ -36,7 +36,7 @@ def emit_head(e: Emitter, states: ir.Value) -> ir.Value:
     The head is used as it is stored, [V, d], so that a tied one is stored once.
     """
     op, config = e.op, e.config
-    with e.scope("embedding" if config.tie_embeddings else "lm_head"):
+    with e.scope(config.target_embedding if config.tie_embeddings else "lm_head"):
         head = e.weight("weight")
     with e.scope("head"):
         rows = op.Reshape(states, [-1, config.d_model])

@@ -89,6 +89,7 @@ class ModelConfig:
     bias: bool = False
     embedding_scale: float = 1.0
     embedding_norm: bool = False
+    shared_embedding: bool = True
     attention_scale: float | None = None
     tie_embeddings: bool = True
     head_bias: bool = False
@@ -126,6 +127,11 @@ class ModelConfig:
     def num_experts(self) -> int:
         """E = G·M."""
         return self.groups * self.experts_per_group
+
+    @property
+    def target_embedding(self) -> str:
+        """The module that embeds target tokens, and with a tied head predicts them."""
+        return "embedding" if self.shared_embedding else "decoder_embedding"
 
     @property
     def routes_tokens(self) -> bool:

@@ -52,6 +52,9 @@ class DualRouterModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.decoder_embedding = (
+            None if config.shared_embedding else nn.Embedding(config.vocab_size, config.d_model)
+        )
         self.group_router = (
             GroupRouter(config.groups, config.d_model, config.top_groups)
             if config.routes_tokens and config.groups > 1
@@ -76,6 +79,8 @@ class DualRouterModel(nn.Module):
         if self.embedding.weight.is_meta:
             return  # a model of names and shapes only
         self.embedding.weight.normal_()
+        if self.decoder_embedding is not None:
+            self.decoder_embedding.weight.normal_()
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.weight.normal_(std=module.in_features**-0.5)
@@ -92,9 +97,21 @@ class DualRouterModel(nn.Module):
         if self.group_router is not None:
             self.group_router.initialise(self.embedding.weight)
 
-    def embed(self, tokens: Tensor) -> tuple[Tensor, GroupChoice | None]:
-        """Look up `tokens` int64 `[B, T]`: embeddings `[B, T, d]` and level-1 routing."""
-        embedded = self.embedding(tokens)
+    @property
+    def target_embedding(self) -> nn.Embedding:
+        """What embeds target tokens, and with a tied head predicts them."""
+        return self.embedding if self.decoder_embedding is None else self.decoder_embedding
+
+    def embed(
+        self, tokens: Tensor, table: nn.Embedding | None = None
+    ) -> tuple[Tensor, GroupChoice | None]:
+        """Look up `tokens` int64 `[B, T]`: embeddings `[B, T, d]` and level-1 routing.
+
+        Args:
+            tokens: Token ids.
+            table: What to look them up in; by default the embedding of source tokens.
+        """
+        embedded = (self.embedding if table is None else table)(tokens)
         if self.group_router is not None:
             return embedded, self.group_router(embedded)
         if not self.config.routes_tokens:
@@ -143,9 +160,9 @@ class DualRouterModel(nn.Module):
         cache: KVCache | None = None,
     ) -> tuple[Tensor, list[Route]]:
         """Return the logits `[B, T, V]` after each of `tokens` int64 `[B, T]`, and the routes."""
-        embedded, groups = self.embed(tokens)
+        embedded, groups = self.embed(tokens, self.target_embedding)
         states, routes = self.decoder(embedded, new_lengths, groups, memory, cache)
-        head = self.embedding.weight if self.lm_head is None else self.lm_head.weight
+        head = self.target_embedding.weight if self.lm_head is None else self.lm_head.weight
         logits = states @ head.T * self.config.output_scale
         return (logits if self.head_bias is None else logits + self.head_bias), routes
 

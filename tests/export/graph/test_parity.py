@@ -91,6 +91,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "norm": "layer",
         "router_bias": True,
     },
+    "two embeddings, two levels of routing": {"shared_embedding": False},
+    "two embeddings, untied": DENSE | {"shared_embedding": False, "tie_embeddings": False},
     "gates of one": {"gates": "one", "activation": "gelu_glu", "bias": True},
     "dense with relative bias": DENSE
     | {"position": "t5_bias", "attention_scale": 1.0, "activation": "relu", "kv_heads": 4},

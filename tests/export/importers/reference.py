@@ -22,6 +22,8 @@ from torch import Tensor, nn
 OTHER_PYTHON = "DRL_TRANSFORMERS_4"
 """Environment variable: the Python of an environment with `transformers` 4.57."""
 
+_MOST_DRAWS = 30
+
 Array = npt.NDArray[np.float32]
 
 
@@ -55,10 +57,10 @@ class Spec:
         config: Its configuration's arguments.
         sources: Token ids of each source.
         drawing: How large the weights are.
-        seed: Of the weights and of the targets.
+        seed: Of the targets, and the first one tried for the weights.
         limit: Most tokens to generate, the end token included.
-        choose_end: Whether to make some token the end token with which generations end at many
-            different steps; else it is the configuration's.
+        choose_end: Whether to draw until generations vary with some token as the end token;
+            else the first draw stays, and the configuration's end token.
         target_length: Tokens of the forced targets, the start token included.
         dtype: What the weights are rounded to and stored in; all arithmetic is fp32.
         untie: Whether to give the head weights of its own, whatever the configuration says.
@@ -133,9 +135,10 @@ def save_random(spec: Spec, folder: Path) -> nn.Module:
     if spec.untie:
         head: Any = model.get_output_embeddings()  # type: ignore[operator]
         head.weight = nn.Parameter(torch.empty_like(head.weight))
-    draw(model, spec.drawing, spec.seed)
-    if spec.choose_end:
-        choose_end(model, spec)
+    for seed in range(spec.seed, spec.seed + _MOST_DRAWS):
+        draw(model, spec.drawing, seed)
+        if not spec.choose_end or choose_end(model, spec):
+            break
     model = model.to(getattr(torch, spec.dtype))
     model.save_pretrained(folder)  # type: ignore[operator]
     return model.float()
@@ -173,20 +176,32 @@ def draw(model: nn.Module, drawing: Drawing, seed: int) -> None:
 
 
 @torch.inference_mode()
-def choose_end(model: Any, spec: Spec) -> None:
-    """Make that token the end token with which generations end at the most different steps."""
-    ids, mask = _padded(spec.sources, model.config.pad_token_id)
-    options = _options(spec) | {"min_new_tokens": spec.limit}  # so far none ends
-    rows = [row[1:] for row in model.generate(ids, attention_mask=mask, **options).tolist()]
+def choose_end(model: Any, spec: Spec) -> bool:
+    """Make that token the end token with which generations end at the most different steps.
 
-    def ends(token: int) -> tuple[int, int]:
-        steps = [row.index(token) if token in row else spec.limit for row in rows]
-        return len(set(steps)), sum(steps)
+    Returns:
+        Whether they vary then.
+    """
+    ids, mask = _padded(spec.sources, model.config.pad_token_id)
+    model.generation_config.eos_token_id = None  # first let all run on
+    rows = [row[1:] for row in model.generate(ids, attention_mask=mask, **_options(spec)).tolist()]
+
+    def steps(token: int) -> list[int]:
+        return [row.index(token) if token in row else spec.limit for row in rows]
 
     reserved = {0, 1, 2, model.config.pad_token_id, model.config.decoder_start_token_id}
-    chosen = max(sorted({token for row in rows for token in row} - reserved), key=ends)
-    model.config.eos_token_id = chosen
-    model.generation_config.eos_token_id = chosen
+    possible = sorted({token for row in rows for token in row} - reserved)
+    end = max(possible, key=lambda token: (len(set(steps(token))), sum(steps(token))), default=1)
+    model.config.eos_token_id = end
+    model.generation_config.eos_token_id = end
+    return vary([row[:step] for row, step in zip(rows, steps(end), strict=True)])
+
+
+def vary(made: Sequence[Sequence[int]]) -> bool:
+    """Return whether most generations differ, some use many tokens, and they end at many steps."""
+    different = len({tuple(tokens) for tokens in made}) > len(made) // 2
+    rich = sum(len(set(tokens)) > 2 for tokens in made) > len(made) // 3
+    return different and rich and len({len(tokens) for tokens in made}) >= min(4, len(made))
 
 
 def _options(spec: Spec) -> dict[str, Any]:
