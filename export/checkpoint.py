@@ -15,10 +15,12 @@ from drl.export.generation_defaults import GenerationDefaults, read_generation_d
 from drl.export.importers import OWN_TYPE, find_importer
 from drl.export.importers.mapping import Source, same
 from drl.export.model import DualRouterModel, ModelConfig, parameter_shapes
+from drl.export.rename import expand_rename
 from drl.export.tensor_files import (
     STATE_DICT_SUFFIXES,
     WEIGHTS_FILE,
     Shape,
+    TensorFiles,
     find_weights,
     open_tensors,
 )
@@ -77,7 +79,8 @@ def load_checkpoint(path: Path, rename: Mapping[str, str] | None = None) -> Chec
 
     Args:
         path: The folder or the weights file.
-        rename: Our tensor names to the names they have in the file, where those differ.
+        rename: Our tensor names to the names they have in the file, where those differ; `*` in
+            both stands for the same text.
 
     Raises:
         CheckpointError: Something is missing, unreadable, or does not fit the configuration.
@@ -97,10 +100,12 @@ def load_checkpoint(path: Path, rename: Mapping[str, str] | None = None) -> Chec
     except ConfigError as error:
         message = str(error).removeprefix("config: ")
         raise ConfigError(f"{folder / CONFIG_FILE}: {message}") from None
-    renamed = {ours: same(theirs) for ours, theirs in (rename or {}).items()}
-    tensors = {**described.tensors, **renamed}
     expected = parameter_shapes(described.config)
-    _check_tensors(expected, tensors, files.shapes, described.ignored)
+    renamed = expand_rename(rename or {}, expected, files.shapes)
+    tensors = {**described.tensors, **{ours: same(name) for ours, name in renamed.items()}}
+    ignored = {*described.ignored, *described.copies}
+    _check_tensors(expected, tensors, files.shapes, ignored)
+    _check_copies(described.copies, files)
     tokenizer = folder / TOKENIZER_FILE
     return Checkpoint(
         described.config,
@@ -166,6 +171,15 @@ def _check_tensors(
         mistakes.append("mis-shaped: " + _listed(misshaped))
     if mistakes:
         raise CheckpointError("the weights do not fit the configuration; " + "; ".join(mistakes))
+
+
+def _check_copies(copies: Mapping[str, str], files: TensorFiles) -> None:
+    """Hold tensors that are stored twice against each other."""
+    for copy, original in copies.items():
+        if copy in files.shapes and not torch.equal(files.read(copy), files.read(original)):
+            raise CheckpointError(
+                f"{copy} differs from {original}, and the model has one tensor for both"
+            )
 
 
 def _both(ours: str, theirs: Collection[str]) -> str:

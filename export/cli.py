@@ -8,6 +8,7 @@ import click
 
 from drl.export.exporter import ExportOptions, ExportReport, Precision, Target, export
 from drl.export.parity import ParityReport
+from drl.export.rename import read_rename
 from drl.runtime.bundle import Bundle
 from drl.runtime.commands.common import clean_errors, file_size
 
@@ -64,6 +65,12 @@ class _StageClock:
     type=click.Choice(["transformers"]),
     help="Compare the imported model with another implementation too.",
 )
+@click.option(
+    "--rename",
+    type=click.Path(path_type=Path),
+    metavar="MAP.json",
+    help="Our tensor names to the checkpoint's, as a JSON object; * stands for the same in both.",
+)
 @clean_errors
 def main(
     checkpoint: Path,
@@ -73,6 +80,7 @@ def main(
     force: bool,
     no_verify: bool,
     verify_against: str | None,
+    rename: Path | None,
 ) -> None:
     """Export CHECKPOINT, a folder or a state dict beside its config.json, to the folder BUNDLE.
 
@@ -86,6 +94,7 @@ def main(
         force=force,
         verify=not no_verify,
         verify_against_transformers=verify_against is not None,
+        rename=None if rename is None else read_rename(rename),
     )
     try:
         report = export(checkpoint, bundle, options, progress=clock)
@@ -107,6 +116,8 @@ def _describe(bundle: Bundle, report: ExportReport) -> str:
     if report.transformers is not None:
         found = report.transformers
         lines.append(f"  largest difference from transformers {found.version}: {found.logits:.1e}")
+    if report.tokenizer_note:
+        lines.append(f"  tokenizer: {report.tokenizer_note}")
     if report.generation_left_out:
         left_out = ", ".join(report.generation_left_out)
         lines.append(f"  generation defaults that this version leaves out: {left_out}")

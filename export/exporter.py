@@ -1,7 +1,6 @@
 """The recipe from checkpoint to bundle: load, emit, passes, write, verify."""
 
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,16 +8,17 @@ from typing import Literal
 import onnx_ir as ir
 
 from drl.export.bundle_writer import BundleContents, new_folder, write_json, write_manifest
-from drl.export.checkpoint import TOKENIZER_FILE, Checkpoint, load_checkpoint
+from drl.export.checkpoint import Checkpoint, load_checkpoint
 from drl.export.graph import emit_bridge, emit_decoder, emit_encoder
 from drl.export.model import DualRouterModel
 from drl.export.parity import TOLERANCE, ParityReport
 from drl.export.passes import AppendFunctionBodies, LowerCachedAttention
+from drl.export.tokenizers import FoundTokenizer, find_tokenizer
 from drl.export.verify import Expectation, compare, expect
 from drl.export.verify_transformers import ForeignParity, verify_against_transformers
 from drl.export.weights import WeightPlan
 from drl.runtime.backends import open_backend
-from drl.runtime.bundle import Bundle
+from drl.runtime.bundle import TOKENIZER_NAME, Bundle
 from drl.runtime.errors import ExportError
 
 Target = Literal["portable", "ort-cpu"]
@@ -37,6 +37,7 @@ class ExportOptions:
         force: Whether to replace an existing bundle.
         verify: Whether to hold the bundle against the eager model.
         verify_against_transformers: Whether to hold the eager model against transformers too.
+        rename: Our tensor names to the checkpoint's, where those differ; see `load_checkpoint`.
     """
 
     target: Target = "ort-cpu"
@@ -44,6 +45,7 @@ class ExportOptions:
     force: bool = False
     verify: bool = True
     verify_against_transformers: bool = False
+    rename: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ class ExportReport:
         parity: The bundle against the eager model, or None without `options.verify`.
         transformers: The eager model against transformers, if that was asked for.
         generation_left_out: Generation defaults of the checkpoint that the runtime cannot follow.
+        tokenizer_note: Where a converted tokenizer came from, or why there is none; else empty.
     """
 
     parity: ParityReport | None
     transformers: ForeignParity | None
     generation_left_out: tuple[str, ...]
+    tokenizer_note: str = ""
 
 
 def export(
@@ -85,7 +89,8 @@ def export(
     """
     with new_folder(destination, force=options.force) as folder:
         progress("load")
-        checkpoint = load_checkpoint(source)
+        checkpoint = load_checkpoint(source, options.rename)
+        tokenizer = find_tokenizer(_folder(source), checkpoint.config.vocab_size)
         progress("emit")
         weights = WeightPlan()
         graphs = emit_graphs(checkpoint, weights)
@@ -99,9 +104,10 @@ def export(
             checkpoint.generation.options,
         )
         progress("write")
-        _write(folder, checkpoint, weights, contents)
+        _write(folder, checkpoint, weights, contents, tokenizer)
+        left_out = checkpoint.generation.left_out
         if not options.verify and not options.verify_against_transformers:
-            return ExportReport(None, None, checkpoint.generation.left_out)
+            return ExportReport(None, None, left_out, tokenizer.note)
         model = checkpoint.model()
         foreign = None
         if options.verify_against_transformers:
@@ -115,7 +121,7 @@ def export(
             parity = _verify(folder, expected)
             write_json(folder / PARITY_FILE, parity.to_dict())
             write_manifest(folder, contents, parity.summary())
-        return ExportReport(parity, foreign, checkpoint.generation.left_out)
+        return ExportReport(parity, foreign, left_out, tokenizer.note)
 
 
 def emit_graphs(checkpoint: Checkpoint, weights: WeightPlan) -> dict[str, ir.Model]:
@@ -133,20 +139,28 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
     return ir.passes.Sequential(*passes)(model).model
 
 
+def _folder(source: Path) -> Path:
+    """Return the folder of a checkpoint that may be given by its weights file."""
+    return source if source.is_dir() else source.parent
+
+
 def _write(
-    folder: Path, checkpoint: Checkpoint, weights: WeightPlan, contents: BundleContents
+    folder: Path,
+    checkpoint: Checkpoint,
+    weights: WeightPlan,
+    contents: BundleContents,
+    tokenizer: FoundTokenizer,
 ) -> None:
     weights.write(checkpoint, folder)
     for name, model in contents.graphs.items():
         ir.save(model, folder / f"{name}.onnx")
-    if checkpoint.tokenizer is not None:
-        shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER_FILE)
+    if tokenizer.content is not None:
+        (folder / TOKENIZER_NAME).write_bytes(tokenizer.content)
     write_manifest(folder, contents, parity=None)
 
 
 def _verify_against_transformers(source: Path, model: DualRouterModel) -> ForeignParity:
-    folder = source if source.is_dir() else source.parent
-    parity = verify_against_transformers(folder, model)
+    parity = verify_against_transformers(_folder(source), model)
     if not parity.passed:
         raise ExportError(
             f"the model as imported differs from transformers {parity.version}: encoder states by "

@@ -72,6 +72,12 @@ def open_tensors(paths: list[Path]) -> TensorFiles:
     return TensorFiles(shapes, lambda name: owner[name].read(name))
 
 
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file stands for another that git-lfs has not fetched."""
+    with path.open("rb") as file:
+        return file.read(len(_LFS_MARK)) == _LFS_MARK
+
+
 def _shards(index: Path) -> list[Path]:
     try:
         weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -89,9 +95,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _open(path: Path) -> TensorFiles:
-    with path.open("rb") as file:
-        start = file.read(len(_LFS_MARK))
-    if start == _LFS_MARK:
+    if is_lfs_pointer(path):
         raise CheckpointError(f"{path} is a git-lfs pointer, not weights; run `git lfs pull`")
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_state_dict(path)
 
@@ -110,11 +114,11 @@ def _open_state_dict(path: Path) -> TensorFiles:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on a foreign pickle add nothing to the error
             state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path} is not a plain state dict ({reason}); save one with "
-            "`torch.save(model.state_dict(), path)`"
+            f"{path} is damaged or not a plain state dict ({reason}); copy it again, or save one "
+            "with `torch.save(model.state_dict(), path)`"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(

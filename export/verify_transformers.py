@@ -61,7 +61,10 @@ def verify_against_transformers(folder: Path, model: DualRouterModel) -> Foreign
 
     lengths = [min(length, config.max_source_length) for length in _SOURCE_LENGTHS]
     source, source_lengths = pad([draw(n) for n in lengths], config.pad_token_id)
-    width = min(_TARGET_LENGTH, config.max_target_length)
+    # transformers drops target tokens beyond an expert's capacity if it is given them at once,
+    # and never in generation; so it is given no more than fit.
+    full = config.expert_capacity or _TARGET_LENGTH
+    width = min(_TARGET_LENGTH, config.max_target_length, full)
     target = torch.tensor([[config.decoder_start_token_id, *draw(width - 1)] for _ in lengths])
     ours = model(source, source_lengths, target, torch.full((len(lengths),), width), path=-1)
     mask = ours.encoded.source_mask
@@ -81,13 +84,13 @@ def _load(folder: Path) -> tuple[Any, str]:
             "--verify-against transformers needs transformers; run `pip install transformers`"
         ) from None
     version: str = transformers.__version__
-    kind = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-    if kind in _WRONG_SINCE_5 and int(version.split(".")[0]) >= 5:
-        raise ExportError(
-            f"transformers {version} computes {kind} models wrongly; "
-            "compare with `pip install transformers==4.57.1`"
-        )
     try:
+        kind = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+        if kind in _WRONG_SINCE_5 and int(version.split(".")[0]) >= 5:
+            raise ExportError(
+                f"transformers {version} computes {kind} models wrongly; "
+                "compare with `pip install transformers==4.57.1`"
+            )
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
         )

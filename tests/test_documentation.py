@@ -11,8 +11,7 @@ from xml.etree import ElementTree
 import onnx_ir as ir
 import pytest
 
-from drl.export.checkpoint import expected_shapes
-from drl.export.model import ModelConfig, PathConfig, PathRouterConfig
+from drl.export.model import ModelConfig, PathConfig, PathRouterConfig, parameter_shapes
 from drl.plugins.ops import OPERATORS, Argument, Operator
 from tests.documents import ROOT, code, tables
 from tests.models import DENSE, TINY, tiny_config
@@ -199,13 +198,13 @@ CONFIGS = {
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_every_tensor_of_a_checkpoint_is_documented_with_its_shape(config: ModelConfig) -> None:
-    for name, shape in expected_shapes(config).items():
+    for name, shape in parameter_shapes(config).items():
         documented = documented_tensors()[tensor_pattern(name)]
         assert [evaluate(spec, sizes(config)) for spec in documented] == list(shape), name
 
 
 def test_every_documented_tensor_exists() -> None:
-    names = {tensor_pattern(n) for config in CONFIGS.values() for n in expected_shapes(config)}
+    names = {tensor_pattern(n) for config in CONFIGS.values() for n in parameter_shapes(config)}
     assert names == documented_tensors().keys()
 
 

@@ -6,7 +6,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from drl.export.importers import bart, m2m_100, marian, mbart, nllb_moe, own, pegasus, t5
+from drl.export.importers import (
+    bart,
+    double_layer_router,
+    m2m_100,
+    marian,
+    mbart,
+    nllb_moe,
+    own,
+    pegasus,
+    switch,
+    t5,
+)
 from drl.export.importers.mapping import Import, Importer, Source
 from drl.runtime.errors import ConfigError
 
@@ -16,12 +27,14 @@ FAMILIES: Mapping[str, Importer] = {
     "t5": t5.describe,
     "mt5": t5.describe,
     "umt5": t5.describe,
+    "switch_transformers": switch.describe,
     "bart": bart.describe,
     "mbart": mbart.describe,
     "pegasus": pegasus.describe,
     "marian": marian.describe,
     "m2m_100": m2m_100.describe,
     "nllb-moe": nllb_moe.describe,
+    "double_layer_router": double_layer_router.describe,
 }
 _DECODER_ONLY = ("CausalLM", "LMHeadModel")
 _ENCODER_ONLY = ("MaskedLM", "SequenceClassification", "TokenClassification", "PreTraining")

@@ -6,8 +6,8 @@ from typing import Any
 from drl.export.importers.bart_layout import (
     Defaults,
     common_fields,
-    describe_with,
-    refuse_other_norms,
+    make_import,
+    refuse_other_norm_order,
 )
 from drl.export.importers.mapping import Import
 from drl.export.importers.options import Options
@@ -22,7 +22,7 @@ def describe(values: Mapping[str, Any], present: Collection[str]) -> Import:
     """Describe a checkpoint of BART."""
     options = Options(values, "BART")
     fields = common_fields(options, DEFAULTS, present)
-    refuse_other_norms(options, before=False, embedding=True)
+    refuse_other_norm_order(options, before=False)
     options.finish()
     config = ModelConfig(
         norm_position="post",
@@ -31,4 +31,4 @@ def describe(values: Mapping[str, Any], present: Collection[str]) -> Import:
         position_offset=POSITION_OFFSET,
         **fields,
     )
-    return describe_with(config, options, present)
+    return make_import(config, options, present)

@@ -1,6 +1,6 @@
 """What BART and the families built after it share: configuration fields and tensor names."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,8 @@ def common_fields(options: Options, defaults: Defaults, present: Collection[str]
     scaled = options.flag("scale_embedding", defaults.scale_embedding)
     longest = options.integer("max_position_embeddings", 1024)
     bos = options.get("bos_token_id")
-    why = "which gives encoder, decoder and head a word table each; one for all is supported"
-    options.refuse("tie_word_embeddings", (True, None), why)
+    if options.get("forced_bos_token_id") is not None:
+        options.integer("forced_bos_token_id")
     return {
         "vocab_size": options.integer("vocab_size"),
         "d_model": d_model,
@@ -72,6 +72,7 @@ def common_fields(options: Options, defaults: Defaults, present: Collection[str]
         "norm_eps": 1e-5,
         "bias": True,
         "embedding_scale": d_model**0.5 if scaled else 1.0,
+        "tie_embeddings": options.flag("tie_word_embeddings", True),
         "head_bias": "final_logits_bias" in present,
         "logit_scale": 1.0,
     }
@@ -86,29 +87,59 @@ def static_positions(present: Collection[str]) -> dict[str, Any]:
     return {"position": "learned" if stored else "sinusoidal"}
 
 
-def refuse_other_norms(options: Options, *, before: bool, embedding: bool) -> None:
-    """Refuse old configurations that ask for norms in places where their family has none."""
-    where = "before" if before else "after"
-    has = "has" if embedding else "has not"
-    norms = f"but the family has its norms {where} the sublayers"
-    options.refuse("normalize_before", (before, None), norms)
-    options.refuse("add_final_layer_norm", (before, None), norms)
-    options.refuse("normalize_embedding", (embedding, None), f"but the family {has} that norm")
+def refuse_other_norm_order(options: Options, *, before: bool) -> None:
+    """Refuse an old configuration whose norms do not come where its family's do.
+
+    A norm too many or too few shows in the tensors; where in a layer it comes does not.
+    """
+    why = f"but the family has its norms {'before' if before else 'after'} the sublayers"
+    options.refuse("normalize_before", (before, None), why)
 
 
-def forced_first_token(options: Options) -> int | None:
-    """Return the token that generation must begin with, such as a language, or None."""
-    if options.get("forced_bos_token_id") is None:
-        return None
-    return options.integer("forced_bos_token_id")
+def make_import(
+    config: ModelConfig,
+    options: Options,
+    present: Collection[str],
+    layout: Layout = Layout(),
+    experts: Mapping[str, Source] | None = None,
+) -> Import:
+    """Describe a checkpoint; `experts` are the tensors of its sparse feed-forward networks.
+
+    The word table may be stored several times. Sinusoids stored as a buffer and remarks of the
+    converter are ignored.
+    """
+    prefix = prefix_of(present)
+    stacks = (f"{prefix}encoder", f"{prefix}decoder")
+    tables = _word_tables(config, prefix)
+    words = first_of(present, *tables)
+    return Import(
+        config,
+        dict(_dense_tensors(config, present, layout)) | dict(experts or {}),
+        ignored={f"{s}.{name}" for s in stacks for name in ("version", "embed_positions.weights")},
+        copies={name: words for name in tables if name != words},
+        forced_bos_token_id=options.get("forced_bos_token_id"),
+    )
 
 
-def common_tensors(
-    config: ModelConfig, present: Collection[str], layout: Layout = Layout()
+def prefix_of(present: Collection[str]) -> str:
+    """Return what precedes all names: nothing where a model was saved without its head."""
+    return "" if "encoder.layers.0.self_attn.q_proj.weight" in present else "model."
+
+
+def affine(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
+    """Yield weight and bias of a projection or a norm."""
+    for part in ("weight", "bias"):
+        yield f"{ours}.{part}", same(f"{theirs}.{part}")
+
+
+def _dense_tensors(
+    config: ModelConfig, present: Collection[str], layout: Layout
 ) -> Iterator[tuple[str, Source]]:
     """Yield all tensors but those of sparse feed-forward networks."""
     prefix = prefix_of(present)
-    yield "embedding.weight", same(first_of(present, *_word_tables(prefix), "lm_head.weight"))
+    yield "embedding.weight", same(first_of(present, *_word_tables(config, prefix)))
+    if not config.tie_embeddings:
+        yield "lm_head.weight", same("lm_head.weight")
     if config.head_bias:
         yield "head_bias", flat("final_logits_bias")
     for stack, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
@@ -128,36 +159,14 @@ def common_tensors(
                 yield from affine(f"{ours}.ffn.down", f"{layer}.{layout.ffn}fc2")
 
 
-def not_needed(present: Collection[str]) -> set[str]:
-    """Return copies of the word table, sinusoids as buffers, and remarks of the converter."""
-    prefix = prefix_of(present)
-    stacks = [f"{prefix}{stack}" for stack in ("encoder", "decoder")]
-    spare = {
-        f"{stack}.{name}" for stack in stacks for name in ("version", "embed_positions.weights")
-    }
-    return spare | {*_word_tables(prefix), "lm_head.weight"}
-
-
-def describe_with(config: ModelConfig, options: Options, present: Collection[str]) -> Import:
-    """Describe a checkpoint that has no tensors but the common ones."""
-    tensors = dict(common_tensors(config, present))
-    return Import(config, tensors, not_needed(present), forced_first_token(options))
-
-
-def prefix_of(present: Collection[str]) -> str:
-    """Return what precedes all names: nothing where a model was saved without its head."""
-    return "" if "encoder.layers.0.self_attn.q_proj.weight" in present else "model."
-
-
-def affine(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
-    """Yield weight and bias of a projection or a norm."""
-    for part in ("weight", "bias"):
-        yield f"{ours}.{part}", same(f"{theirs}.{part}")
-
-
-def _word_tables(prefix: str) -> tuple[str, ...]:
-    owners = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
-    return tuple(f"{prefix}{owner}.weight" for owner in owners)
+def _word_tables(config: ModelConfig, prefix: str) -> tuple[str, ...]:
+    """Return the names that the one word table may have, the one in use first."""
+    shared, *own = (
+        f"{prefix}{owner}.weight"
+        for owner in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+    )
+    # An untied model runs the tables of its stacks, and may have left the shared one behind.
+    return (shared, *own, "lm_head.weight") if config.tie_embeddings else (*own, shared)
 
 
 def _layer(

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from drl.export.importers.bart_layout import Defaults, common_fields, describe_with
+from drl.export.importers.bart_layout import Defaults, common_fields, make_import
 from drl.export.importers.mapping import Import
 from drl.export.importers.options import Options
 from drl.export.model import ModelConfig
@@ -16,7 +16,7 @@ def describe(values: Mapping[str, Any], present: Collection[str]) -> Import:
     options = Options(values, "M2M-100")
     fields = common_fields(options, DEFAULTS, present) | fairseq_positions(options)
     options.finish()
-    return describe_with(ModelConfig(**fields), options, present)
+    return make_import(ModelConfig(**fields), options, present)
 
 
 def fairseq_positions(options: Options) -> dict[str, Any]:

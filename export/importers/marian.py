@@ -6,8 +6,8 @@ from typing import Any
 from drl.export.importers.bart_layout import (
     Defaults,
     common_fields,
-    describe_with,
-    refuse_other_norms,
+    make_import,
+    refuse_other_norm_order,
     static_positions,
 )
 from drl.export.importers.mapping import Import
@@ -22,8 +22,9 @@ def describe(values: Mapping[str, Any], present: Collection[str]) -> Import:
     """Describe a checkpoint of Marian."""
     options = Options(values, "Marian")
     fields = common_fields(options, DEFAULTS, present) | static_positions(present)
-    refuse_other_norms(options, before=False, embedding=False)
+    refuse_other_norm_order(options, before=False)
     options.refuse("share_encoder_decoder_embeddings", (True, None), ONE_VOCABULARY)
     options.refuse("decoder_vocab_size", (fields["vocab_size"], None), ONE_VOCABULARY)
     options.finish()
-    return describe_with(ModelConfig(norm_position="post", **fields), options, present)
+    config = ModelConfig(norm_position="post", **fields)
+    return make_import(config, options, present)

@@ -7,8 +7,8 @@ from drl.export.importers.bart import POSITION_OFFSET
 from drl.export.importers.bart_layout import (
     Defaults,
     common_fields,
-    describe_with,
-    refuse_other_norms,
+    make_import,
+    refuse_other_norm_order,
 )
 from drl.export.importers.mapping import Import
 from drl.export.importers.options import Options
@@ -21,9 +21,9 @@ def describe(values: Mapping[str, Any], present: Collection[str]) -> Import:
     """Describe a checkpoint of mBART."""
     options = Options(values, "mBART")
     fields = common_fields(options, DEFAULTS, present)
-    refuse_other_norms(options, before=True, embedding=True)
+    refuse_other_norm_order(options, before=True)
     options.finish()
     config = ModelConfig(
         embedding_norm=True, position="learned", position_offset=POSITION_OFFSET, **fields
     )
-    return describe_with(config, options, present)
+    return make_import(config, options, present)

@@ -7,9 +7,7 @@ from drl.export.importers.bart_layout import (
     Layout,
     affine,
     common_fields,
-    common_tensors,
-    forced_first_token,
-    not_needed,
+    make_import,
     prefix_of,
 )
 from drl.export.importers.m2m_100 import DEFAULTS, fairseq_positions
@@ -28,12 +26,12 @@ def describe(values: Mapping[str, Any], present: Collection[str]) -> Import:
     fields |= _routing(options, fields)
     options.finish()
     config = ModelConfig(**fields)
-    tensors = dict(common_tensors(config, present, LAYOUT))
+    experts: dict[str, Source] = {}
     for stack in ("encoder", "decoder"):
         for i in getattr(config, f"{stack}_sparse_layers"):
             theirs = f"{prefix_of(present)}{stack}.layers.{i}.ffn"
-            tensors |= dict(_experts(config, f"{stack}.layers.{i}.ffn", theirs))
-    return Import(config, tensors, not_needed(present), forced_first_token(options))
+            experts |= dict(_experts(config, f"{stack}.layers.{i}.ffn", theirs))
+    return make_import(config, options, present, LAYOUT, experts)
 
 
 def _routing(options: Options, fields: Mapping[str, Any]) -> dict[str, Any]:

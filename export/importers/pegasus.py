@@ -6,8 +6,8 @@ from typing import Any
 from drl.export.importers.bart_layout import (
     Defaults,
     common_fields,
-    describe_with,
-    refuse_other_norms,
+    make_import,
+    refuse_other_norm_order,
     static_positions,
 )
 from drl.export.importers.mapping import Import
@@ -21,6 +21,6 @@ def describe(values: Mapping[str, Any], present: Collection[str]) -> Import:
     """Describe a checkpoint of Pegasus."""
     options = Options(values, "Pegasus")
     fields = common_fields(options, DEFAULTS, present) | static_positions(present)
-    refuse_other_norms(options, before=True, embedding=False)
+    refuse_other_norm_order(options, before=True)
     options.finish()
-    return describe_with(ModelConfig(**fields), options, present)
+    return make_import(ModelConfig(**fields), options, present)

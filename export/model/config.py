@@ -206,6 +206,7 @@ _POSITIVE = (
 
 
 def _size_mistakes(config: ModelConfig) -> Iterator[str]:
+    exact = config.position_buckets // 2
     for name in _POSITIVE:
         if getattr(config, name) <= 0:
             yield f"`{name}` is {getattr(config, name)}, must be positive"
@@ -217,8 +218,15 @@ def _size_mistakes(config: ModelConfig) -> Iterator[str]:
         yield f"`num_heads` ({heads}) is not a multiple of `kv_heads` ({shared})"
     if config.position == "rope" and config.head_dim % 2:
         yield f"`head_dim` is {config.head_dim}, must be even for rotary positions"
-    if config.position_buckets < 4 or config.position_buckets % 2:
-        yield f"`position_buckets` is {config.position_buckets}, must be even and at least 4"
+    if config.position == "sinusoidal" and config.d_model % 2:
+        yield f"`d_model` is {config.d_model}, must be even for sinusoidal positions"
+    if config.position_buckets < 4:
+        yield f"`position_buckets` is {config.position_buckets}, must be at least 4"
+    elif config.position == "t5_bias" and config.position_max_distance <= exact:
+        yield (
+            f"`position_max_distance` is {config.position_max_distance}, must exceed the {exact} "
+            "distances that have a bucket each"
+        )
     for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
         token = getattr(config, name)
         if not 0 <= token < config.vocab_size:

@@ -58,8 +58,9 @@ def relative_bucket(
     else:
         distance = (-relative).clamp(min=0)
     exact = buckets // 2
-    scale = (buckets - exact) / math.log(max_distance / exact)
-    coarse = exact + (torch.log(distance.clamp(min=1).float() / exact) * scale).long()
+    # in this order: a distance where two buckets meet must round as it did in training
+    grown = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    coarse = exact + (grown * (buckets - exact)).long()
     return offset + torch.where(distance < exact, distance, coarse.clamp(max=buckets - 1))
 
 

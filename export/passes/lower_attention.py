@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 DOMAIN = "com.microsoft"
+HEAD_MULTIPLE = 8
+"""Head sizes that the kernel takes are multiples of this."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class LowerCachedAttention(ir.passes.InPlacePass):
 
     The kernel updates keys and values in place where past and present share memory. On the CPU
     it refuses several new tokens over a cache that is not empty for more than one row; there the
-    operator's body takes over, behind one `If` per node.
+    operator's body takes over, behind one `If` per node. Heads whose size is no multiple of 8 it
+    refuses altogether, and their nodes stay as they are.
     """
 
     def requires(self, model: ir.Model) -> None:
@@ -39,7 +42,7 @@ class LowerCachedAttention(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lower every node, those inside branches included."""
         graph = model.graph
-        nodes = [node for node in graph.all_nodes() if node.op_type == "CachedAttention"]
+        nodes = [node for node in graph.all_nodes() if _is_lowered(node)]
         if not nodes:
             return ir.passes.PassResult(model, modified=False)
         graph.opset_imports[DOMAIN] = 1
@@ -47,6 +50,16 @@ class LowerCachedAttention(ir.passes.InPlacePass):
         for node in nodes:
             _replace(node, shared)
         return ir.passes.PassResult(model, modified=True)
+
+
+def _is_lowered(node: ir.Node) -> bool:
+    if node.op_type != "CachedAttention":
+        return False
+    past = node.inputs[3]
+    assert past is not None
+    assert past.shape is not None
+    head_dim = past.shape[3]
+    return isinstance(head_dim, int) and head_dim % HEAD_MULTIPLE == 0
 
 
 def _insert_shared(graph: ir.Graph) -> _Shared:

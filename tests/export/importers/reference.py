@@ -4,6 +4,7 @@ Nothing of DRL is imported here, so that this file also runs as a script under a
 `transformers`: `python reference.py SPEC.json FOLDER RESULT.npz`.
 """
 
+import copy
 import dataclasses
 import json
 import os
@@ -135,13 +136,21 @@ def save_random(spec: Spec, folder: Path) -> nn.Module:
     if spec.untie:
         head: Any = model.get_output_embeddings()  # type: ignore[operator]
         head.weight = nn.Parameter(torch.empty_like(head.weight))
+    dtype = getattr(torch, spec.dtype)
     for seed in range(spec.seed, spec.seed + _MOST_DRAWS):
         draw(model, spec.drawing, seed)
+        _round(model, dtype)
         if not spec.choose_end or choose_end(model, spec):
             break
-    model = model.to(getattr(torch, spec.dtype))
-    model.save_pretrained(folder)  # type: ignore[operator]
-    return model.float()
+    copy.deepcopy(model).to(dtype).save_pretrained(folder)  # type: ignore[operator]
+    return model
+
+
+def _round(model: Any, dtype: torch.dtype) -> None:
+    """Round what is stored; tables that are made anew at loading keep their precision."""
+    unstored = model._keys_to_ignore_on_save or ()
+    state = {name: t.to(dtype) for name, t in model.state_dict().items() if name not in unstored}
+    model.load_state_dict(state, strict=False)
 
 
 @torch.no_grad()
@@ -167,6 +176,8 @@ def draw(model: nn.Module, drawing: Drawing, seed: int) -> None:
                 weight.normal_(mean=1.0, std=0.1).mul_(torch.randn_like(weight).sign())
             elif isinstance(module, nn.Embedding):
                 weight.normal_(std=drawing.embedding if weight is words else drawing.position)
+                if module.padding_idx is not None:
+                    weight[module.padding_idx] = 0.0  # as in trained models: it is never chosen
             else:
                 factor = factors.get(path.rsplit(".", 1)[-1], 1.0)
                 weight.normal_(std=factor * weight.shape[-1] ** -0.5)
@@ -184,7 +195,7 @@ def choose_end(model: Any, spec: Spec) -> bool:
     """
     ids, mask = _padded(spec.sources, model.config.pad_token_id)
     model.generation_config.eos_token_id = None  # first let all run on
-    rows = [row[1:] for row in model.generate(ids, attention_mask=mask, **_options(spec)).tolist()]
+    rows = _generate(model, spec, ids, mask)
 
     def steps(token: int) -> list[int]:
         return [row.index(token) if token in row else spec.limit for row in rows]
@@ -204,9 +215,15 @@ def vary(made: Sequence[Sequence[int]]) -> bool:
     return different and rich and len({len(tokens) for tokens in made}) >= min(4, len(made))
 
 
-def _options(spec: Spec) -> dict[str, Any]:
+def _generate(model: Any, spec: Spec, ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """Generate greedily; return the tokens of every row without the start token."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
     greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": spec.limit}
-    return greedy | dict(spec.generate)
+    # the cache that version 5 makes has as many layers as the encoder, too few for deep decoders
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    options = greedy | dict(spec.generate) | {"past_key_values": cache}
+    return [row[1:] for row in model.generate(ids, attention_mask=mask, **options).tolist()]
 
 
 @torch.inference_mode()
@@ -220,14 +237,8 @@ def compute(model: Any, spec: Spec) -> Reference:
     shape = (len(spec.sources), spec.target_length)
     targets = torch.randint(3, config.vocab_size, shape, generator=generator)
     targets[:, 0] = config.decoder_start_token_id
-    options, end = _options(spec), config.eos_token_id
-    single = [
-        *(
-            _until(model.generate(ids, attention_mask=real, **options), end)[0]
-            for ids, real in alone
-        )
-    ]
-    together = _until(model.generate(batch, attention_mask=mask, **options), end)
+    single = [_until_end(model, _generate(model, spec, *each))[0] for each in alone]
+    together = _until_end(model, _generate(model, spec, batch, mask))
     if single != together:
         raise AssertionError("transformers itself generates otherwise in a batch: scale less")
     return Reference(
@@ -241,8 +252,10 @@ def compute(model: Any, spec: Spec) -> Reference:
 
 
 def _forced_logits(model: Any, sources: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
+    from transformers import DynamicCache, EncoderDecoderCache
+
     encoded = model.get_encoder()(sources, attention_mask=mask, return_dict=True)
-    past, logits = None, []
+    past, logits = EncoderDecoderCache(DynamicCache(), DynamicCache()), []
     for t in range(targets.shape[1]):
         output = model(
             encoder_outputs=encoded,
@@ -251,7 +264,6 @@ def _forced_logits(model: Any, sources: Tensor, mask: Tensor, targets: Tensor) -
             past_key_values=past,
             use_cache=True,
         )
-        past = output.past_key_values
         logits.append(output.logits)
     return torch.cat(logits, dim=1)
 
@@ -263,8 +275,8 @@ def _padded(sources: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]
     return ids, (torch.arange(longest) < lengths[:, None]).long()
 
 
-def _until(generated: Tensor, end: int) -> list[list[int]]:
-    rows = [row[1:] for row in generated.tolist()]  # without the start token
+def _until_end(model: Any, rows: list[list[int]]) -> list[list[int]]:
+    end = model.config.eos_token_id
     return [row[: row.index(end)] if end in row else row for row in rows]
 
 

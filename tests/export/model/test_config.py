@@ -58,8 +58,12 @@ def test_all_faults_of_a_json_document_are_reported_at_once() -> None:
     [
         ({"d_model": 0}, "`d_model` is 0, must be positive"),
         ({"head_dim": 15}, "must be even for rotary positions"),
-        ({"position_buckets": 7}, "`position_buckets` is 7"),
-        ({"position": "alibi"}, "not one of rope, t5_bias, none"),
+        ({"position_buckets": 3}, "`position_buckets` is 3, must be at least 4"),
+        (
+            {"position": "t5_bias", "position_buckets": 9, "position_max_distance": 4},
+            "`position_max_distance` is 4, must exceed the 4 distances",
+        ),
+        ({"position": "alibi"}, "not one of rope, t5_bias, sinusoidal, learned, none"),
         ({"d_expert": 0}, "there are sparse layers"),
         ({"decoder_sparse_layers": (4,)}, "there are only layers 0 to 3"),
         ({"decoder_sparse_layers": (3, 1)}, "must ascend without repeats"),

@@ -93,7 +93,7 @@ def test_equal_experts_go_to_the_lowest_index() -> None:
     assert route.expert_ids.tolist() == [[[0, 1, 2]] * 3]
 
 
-@pytest.mark.parametrize("activation", ["silu_glu", "gelu_glu", "relu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", ["silu_glu", "gelu_glu", "relu", "gelu", "gelu_tanh", "silu"])
 def test_experts_are_routed_ffn(activation: str) -> None:
     experts = Experts(tiny_config(activation=activation))
     for weight in experts.parameters():
@@ -163,7 +163,7 @@ def test_select_states_is_select_states() -> None:
 
 
 def test_self_attention_over_a_cache_is_cached_attention() -> None:
-    attention = SelfAttention(TINY)
+    attention = SelfAttention(TINY, bidirectional=False)
     model = random_model()
     x = torch.randn(3, 2, TINY.d_model)
     shape = (3, TINY.kv_heads, 12, TINY.head_dim)

@@ -11,16 +11,16 @@ HEADS, KV_HEADS, WIDTH, CAPACITY = 4, 2, 16, 24
 FLOAT, INT32, INT64 = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
 
 
-def _model(*, biased: bool) -> ir.Model:
-    """One attention node over graph inputs."""
+def _model(*, biased: bool, width: int = WIDTH) -> ir.Model:
+    """One attention node over graph inputs, with heads of `width`."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 24, "drl": 1}, name="decoder")
     builder = onnxscript.GraphBuilder(graph)
     builder.input("tokens", INT64, ["B", "T"])
     lengths = builder.input("lengths", INT32, ["B"])
-    q = builder.input("q", FLOAT, ["B", "T", HEADS * WIDTH])
-    k = builder.input("k", FLOAT, ["B", "T", KV_HEADS * WIDTH])
-    v = builder.input("v", FLOAT, ["B", "T", KV_HEADS * WIDTH])
-    cache = ["B", KV_HEADS, CAPACITY, WIDTH]
+    q = builder.input("q", FLOAT, ["B", "T", HEADS * width])
+    k = builder.input("k", FLOAT, ["B", "T", KV_HEADS * width])
+    v = builder.input("v", FLOAT, ["B", "T", KV_HEADS * width])
+    cache = ["B", KV_HEADS, CAPACITY, width]
     past = [builder.input(f"past_{side}", FLOAT, cache) for side in "kv"]
     bias = builder.input("bias", FLOAT, ["B", HEADS, "T", "L"]) if biased else None
     results = CACHED_ATTENTION.emit(
@@ -82,6 +82,12 @@ def test_the_fast_kernel_is_in_and_the_body_stays_for_what_it_refuses() -> None:
     kinds = [node.op_type for node in model.graph.all_nodes()]
     assert kinds.count("GroupQueryAttention") == 1
     assert kinds.count("CachedAttention") == 1
+
+
+def test_heads_of_a_size_that_the_kernel_refuses_keep_the_operator() -> None:
+    result = LowerCachedAttention()(_model(biased=True, width=10))
+    assert not result.modified
+    _session(AppendFunctionBodies()(result.model).model)
 
 
 def test_a_graph_without_lengths_is_refused() -> None:
