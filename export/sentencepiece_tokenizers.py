@@ -42,7 +42,9 @@ def convert_slow(slow: Any) -> Tokenizer:
     tokenizer.add_special_tokens(
         [
             AddedToken(token, normalized=False, special=True)
-            for token in sorted({*_special(slow, vocabulary), *languages}, key=vocabulary.__getitem__)
+            for token in sorted(
+                {*_special(slow, vocabulary), *languages}, key=vocabulary.__getitem__
+            )
         ]
     )
     tokenizer.post_processor = _template(slow)

@@ -61,6 +61,7 @@ def manifest_of(bundle: Path) -> dict[str, Any]:
 def test_every_field_of_a_manifest_is_documented_and_no_other(tiny_bundle: Path) -> None:
     document = manifest_of(tiny_bundle)
     document["model"] = None  # its fields are those of docs/checkpoint.md
+    document["generation"] = None  # and these are those of GenerationConfig
     assert set(leaves(document)) == set(documented_fields("bundle.json"))
 
 
@@ -119,6 +120,8 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "d_ff": config.d_ff,
         "d_shared": config.d_shared,
         "position_buckets": config.position_buckets,
+        "position_offset": config.position_offset,
+        "L": config.max_source_length,  # the test models read and write as many tokens
     }
 
 
@@ -193,6 +196,13 @@ CONFIGS = {
     ),
     "t5": tiny_config(position="t5_bias", activation="gelu_glu"),
     "ungated, no shared expert": tiny_config(activation="relu", d_shared=0),
+    "biases": tiny_config(
+        shared_embedding=False, bias=True, router_bias=True, norm="layer", embedding_norm=True
+    ),
+    "learned positions": tiny_config(
+        **DENSE, position="learned", position_offset=2, head_bias=True
+    ),
+    "a bias per layer": tiny_config(position="t5_bias", position_bias_per_layer=True),
 }
 
 

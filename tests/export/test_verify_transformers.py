@@ -45,9 +45,7 @@ def test_a_wrong_import_fails(folder: Path) -> None:
     assert not verify_against_transformers(folder, model).passed
 
 
-def test_a_folder_that_transformers_cannot_load_is_one_line(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_folder_that_transformers_cannot_load_is_one_line(folder: Path, tmp_path: Path) -> None:
     model = load_checkpoint(folder).model()
     with pytest.raises(ExportError) as caught:
         verify_against_transformers(tmp_path, model)

@@ -93,7 +93,9 @@ def test_equal_experts_go_to_the_lowest_index() -> None:
     assert route.expert_ids.tolist() == [[[0, 1, 2]] * 3]
 
 
-@pytest.mark.parametrize("activation", ["silu_glu", "gelu_glu", "relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize(
+    "activation", ["silu_glu", "gelu_glu", "relu", "gelu", "gelu_tanh", "silu"]
+)
 def test_experts_are_routed_ffn(activation: str) -> None:
     experts = Experts(tiny_config(activation=activation))
     for weight in experts.parameters():
