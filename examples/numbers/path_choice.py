@@ -120,7 +120,9 @@ def train_path_router(
             shape = layer.weight.shape
             layer.weight.copy_(torch.randn(shape, generator=generator) * shape[1] ** -0.5)
             layer.bias.zero_()
-    optimiser = torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(
+        parameters, lr=settings.rate, weight_decay=settings.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
     for _ in range(settings.steps):
         rows = torch.randint(len(evidence.right), (settings.batch_size,), generator=generator)
