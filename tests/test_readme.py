@@ -17,7 +17,16 @@ from tests.readme import README, Outcome, Shown, Workspace, run_all, settled
 pytestmark = pytest.mark.slow
 
 Run = tuple[Block, Shown, Outcome]
-MARKS = ("make", "what make demo does", "what make test does", "setup", "long", "output", "formula")
+MARKS = (
+    "illustration",
+    "make",
+    "what make demo does",
+    "what make test does",
+    "setup",
+    "long",
+    "output",
+    "formula",
+)
 QUIET_OPTIONS = {"--quiet"}
 
 
