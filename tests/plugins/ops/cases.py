@@ -10,6 +10,7 @@ import numpy as np
 
 from drl.plugins.ops import (
     CACHED_ATTENTION,
+    EXPERT_CAPACITY,
     EXPERT_ROUTE,
     GROUP_ROUTE,
     PATH_SCORE,
@@ -53,6 +54,7 @@ def _expert_route(
     lengths: tuple[int, ...] = (5, 3, 1),
     steps: int = 5,
     scale: float = 1.0,
+    biased: bool = False,
 ) -> Case:
     make, width = Maker(name, precision), 16
     log_probs = _log_softmax(make.f32(len(lengths), steps, groups))
@@ -65,6 +67,8 @@ def _expert_route(
         "token_mask": make.mask(list(lengths), steps),
         "k": np.array([k]),
     }
+    if biased:
+        inputs["bias"] = make.ft(experts, scale=3.0)
     return Case(EXPERT_ROUTE, name, inputs, {}, precision, ROUTING_TOLERANCE)
 
 
@@ -93,7 +97,21 @@ def expert_route_cases() -> Iterator[Case]:
     yield _expert_route("row_of_padding", lengths=(5, 0))
     yield _expert_route("all_scores_equal", k=4, top_groups=4, scale=0.0, groups=1)
     yield _expert_route("sharp", scale=40.0)
+    yield _expert_route("bias", biased=True)
+    yield _expert_route("bias_fp16", "fp16", biased=True)
     yield _expert_route_ties()
+
+
+def expert_capacity_cases() -> Iterator[Case]:
+    for capacity, k in ((1, 1), (2, 1), (2, 2), (3, 4), (99, 2)):
+        make = Maker(f"capacity{capacity}_k{k}", "fp32")
+        ids = np.argsort(make.random.random((3, 9, 4)), axis=-1)[..., :k].astype(np.int32)
+        ids[0, -3:] = -1  # padding
+        inputs = {"expert_ids": ids, "gates": make.random.random(ids.shape).astype(np.float32)}
+        name, attributes = f"capacity{capacity}_k{k}", {"capacity": capacity}
+        yield Case(EXPERT_CAPACITY, name, inputs, attributes, "fp32", 0.0)
+    inputs = {"expert_ids": np.full((1, 2, 1), -1, np.int32), "gates": np.zeros((1, 2, 1), "f4")}
+    yield Case(EXPERT_CAPACITY, "nothing_but_padding", inputs, {"capacity": 1}, "fp32", 0.0)
 
 
 def _routed_ffn(
@@ -105,6 +123,7 @@ def _routed_ffn(
     experts: int = 4,
     shape: tuple[int, int] = (2, 5),
     choose: Callable[[Array], Array] = lambda ids: ids,
+    biased: bool = False,
 ) -> Case:
     """`choose` alters expert ids `[B, T, k]` that are drawn without repetition per token."""
     make, width, inner = Maker(name, precision), 16, 24
@@ -118,6 +137,10 @@ def _routed_ffn(
     }
     if GATED[activation]:
         inputs["gate"] = make.ft(experts, width, inner, scale=width**-0.5)
+    if biased:
+        inputs["up_bias"], inputs["down_bias"] = make.ft(experts, inner), make.ft(experts, width)
+        if GATED[activation]:
+            inputs["gate_bias"] = make.ft(experts, inner)
     attributes = {"activation": activation}
     return Case(ROUTED_FFN, name, inputs, attributes, precision, TOLERANCES[precision])
 
@@ -144,6 +167,9 @@ def routed_ffn_cases() -> Iterator[Case]:
     for k in (1, 2, 4):
         yield _routed_ffn(f"k{k}", k=k)
         yield _routed_ffn(f"one_token_k{k}", k=k, shape=(1, 1))
+    yield _routed_ffn("biased", biased=True, choose=_pad)
+    yield _routed_ffn("biased_ungated", activation="relu", biased=True, choose=_pad)
+    yield _routed_ffn("biased_fp16", "fp16", activation="gelu", biased=True)
     yield _routed_ffn("empty_experts", experts=8, choose=lambda ids: ids % 2 * 5)
     yield _routed_ffn("same_expert_for_all", k=1, choose=lambda ids: np.full_like(ids, 2))
     yield _routed_ffn("nothing_but_padding", choose=lambda ids: np.full_like(ids, -1))
@@ -276,6 +302,7 @@ def all_cases() -> list[Case]:
     makers = (
         group_route_cases,
         expert_route_cases,
+        expert_capacity_cases,
         routed_ffn_cases,
         path_score_cases,
         select_states_cases,

@@ -22,15 +22,16 @@ def one_node_model(
     """A checked model of one node and its function; all dimensions of its inputs are symbolic."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 24}, name="one_node")
     builder = onnxscript.GraphBuilder(graph)
-    values = [
-        builder.input(
+    values = {
+        name: builder.input(
             name,
             ir.DataType.from_numpy(array.dtype),
             [f"{name}_{axis}" for axis in range(array.ndim)],
         )
         for name, array in inputs.items()
-    ]
-    results = operator.emit(builder.op, *values, **attributes)
+    }
+    given = [values.get(argument.name) for argument in operator.inputs]
+    results = operator.emit(builder.op, *given, **attributes)
     outputs = results if isinstance(results, tuple) else (results,)
     for argument, value in zip(operator.outputs, outputs, strict=True):
         builder.add_output(value, argument.name)

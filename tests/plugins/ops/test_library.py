@@ -158,6 +158,7 @@ def test_model_with_one_attention_body_and_two_scales_checks() -> None:
 def test_library_lists_the_operators_by_name() -> None:
     assert sorted(OPERATORS) == [
         "CachedAttention",
+        "ExpertCapacity",
         "ExpertRoute",
         "GroupRoute",
         "PathScore",

@@ -101,7 +101,8 @@ def test_routed_ffn_multiplies_the_activated_gate_by_the_up_projection() -> None
     [
         ("relu", 1.5),
         ("silu", 1.5 / (1 + math.exp(-1.5))),
-        ("gelu", 0.75 * (1 + math.tanh(math.sqrt(2 / math.pi) * (1.5 + 0.044715 * 1.5**3)))),
+        ("gelu", 0.75 * (1 + math.erf(1.5 / math.sqrt(2)))),
+        ("gelu_tanh", 0.75 * (1 + math.tanh(math.sqrt(2 / math.pi) * (1.5 + 0.044715 * 1.5**3)))),
     ],
 )
 def test_activation(name: str, value: float) -> None:

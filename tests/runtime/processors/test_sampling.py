@@ -20,7 +20,7 @@ def reference_distribution(logits: np.ndarray, config: GenerationConfig) -> np.n
     allowed = np.ones(len(logits), bool)
     if config.top_k:
         allowed[order[config.top_k :]] = False
-    if config.top_p is not None:
+    if config.top_p is not None and config.top_p < 1:  # sums that round to 1 early bar nothing
         left = np.where(allowed, probabilities, 0)
         left /= left.sum()
         before = 0.0
