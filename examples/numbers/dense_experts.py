@@ -5,10 +5,11 @@ experts this narrow it saves many small products, and training spends most of it
 """
 
 import torch
+from torch import Tensor, nn
+
 from drl.export.model import Route
 from drl.export.model.experts import Experts
 from drl.export.model.feed_forward import activate
-from torch import Tensor, nn
 
 
 class DenseExperts(Experts):
@@ -25,7 +26,8 @@ class DenseExperts(Experts):
         gate = None if self.gate is None else flat @ _wide(self.gate)
         hidden = activate(self.activation, flat @ _wide(self.up), gate)
         weighted = hidden.unflatten(1, (experts, width)) * gates[..., None].to(hidden.dtype)
-        return (weighted.flatten(1) @ self.down.reshape(experts * width, d)).reshape(x.shape)
+        output: Tensor = weighted.flatten(1) @ self.down.reshape(experts * width, d)
+        return output.reshape(x.shape)
 
 
 def _wide(weight: Tensor) -> Tensor:

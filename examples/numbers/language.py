@@ -2,11 +2,13 @@
 
 LARGEST = 99_999_999
 
-ENGLISH_SMALL = (
+_SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen"
-).split()
-ENGLISH_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+ENGLISH_SMALL = _SMALL.split()
+ENGLISH_TENS = _TENS.split()
 ENGLISH_SCALES = {"thousand": 1_000, "million": 1_000_000}
 CHINESE_DIGITS = "零一二三四五六七八九"
 CHINESE_UNITS = {"千": 1000, "百": 100, "十": 10}

@@ -1,10 +1,10 @@
 """What training minimises: wrong tokens and crowded experts."""
 
 import torch
-from drl.export.model.experts import Route
 from torch import Tensor
 from torch.nn import functional
 
+from drl.export.model.experts import Route
 from examples.numbers.batches import IGNORED
 
 
@@ -13,6 +13,14 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+def answer_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log p of each whole answer, fp32 `[B]`, from `logits` `[B, T, V]` and `labels` `[B, T]`."""
+    losses = functional.cross_entropy(
+        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+    )
+    return losses.sum(dim=1)
 
 
 def balance_loss(routes: tuple[Route, ...] | list[Route]) -> Tensor:

@@ -1,20 +1,22 @@
-"""Stage 2: teach the path router which inputs the cheaper paths answer rightly.
+"""Stage 2: teach the path router which inputs the cheaper paths answer as well.
 
 Everything else is frozen, so what the router reads of an input is computed once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
-from drl.export.model import DualRouterModel
-from drl.export.model.path_router import PathRouter
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn import functional
 
-from examples.numbers.batches import training_batches
-from examples.numbers.losses import right_tokens
+from drl.export.model import DualRouterModel
+from drl.export.model.path_router import PathRouter
+from examples.numbers.batches import Batch, training_batches
+from examples.numbers.losses import answer_losses, right_tokens
 from examples.numbers.tasks import TASKS
+
+FORBIDDEN = -1e4
+"""Logit of a path that the budget does not allow."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,23 @@ class PathChoiceSettings:
         batch_size: Inputs of a step.
         rate: Peak learning rate.
         weight_decay: Of the router's weights.
-        caution: Weight of inputs that need more than the cheapest path.
+        prices: What each path costs, cheapest first. A dearer path is worth taking if it shrinks
+            the answer's loss by a factor of more than exp(the difference of the prices).
+        floor: Added to all losses, in nats; what lies far below it makes no difference.
+        entropy: Gain of one nat of the choice's entropy, in the unit of the prices.
         full_budget_share: Share of inputs with budget 1; the others' budgets are uniform in [0, 1].
     """
 
     seed: int = 11
     draws: int = 80
     draw_size: int = 512
-    steps: int = 3000
+    steps: int = 1500
     batch_size: int = 1024
     rate: float = 3e-3
     weight_decay: float = 0.01
-    caution: float = 1.0
+    prices: tuple[float, ...] = (0.0, 1.6, 1.75)
+    floor: float = 0.003
+    entropy: float = 0.1
     full_budget_share: float = 0.5
 
 
@@ -51,27 +58,28 @@ class Evidence:
     Attributes:
         features: fp32 `[N, d+2+G]`, what the router's first layer reads; the budget's column is
             overwritten in training.
+        losses: fp32 `[N, P]`, -log p(answer) on each path, in nats.
         right: bool `[N, P]`, whether a path answers wholly rightly. Teacher-forced, which for an
             exact match is the same as greedy.
         lengths: int64 `[N]`, tokens of the answer, its end token included.
     """
 
     features: Tensor
+    losses: Tensor
     right: Tensor
     lengths: Tensor
 
     def select(self, rows: Tensor) -> "Evidence":
         """The given rows."""
-        return Evidence(self.features[rows], self.right[rows], self.lengths[rows])
+        return Evidence(
+            self.features[rows], self.losses[rows], self.right[rows], self.lengths[rows]
+        )
 
 
 @torch.no_grad()
 def gather(model: DualRouterModel, tokenizer: Tokenizer, settings: PathChoiceSettings) -> Evidence:
     """Run every path on fresh training examples."""
-    router = _router(model)
-    seen: list[Tensor] = []
-    hook = router.hidden.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    right, lengths = [], []
+    parts: list[Evidence] = []
     for draw in range(settings.draws):
         batches = training_batches(
             tokenizer,
@@ -82,35 +90,44 @@ def gather(model: DualRouterModel, tokenizer: Tokenizer, settings: PathChoiceSet
             chunks=3,
         )
         for batch in batches:
-            encoded = model.encode(batch.source, batch.source_lengths)
-            verdicts = []
-            for path in range(len(model.config.paths)):
-                memory = model.bridge(encoded, path)
-                logits, _ = model.decode(batch.target_in, batch.target_lengths, memory)
-                verdicts.append(right_tokens(logits, batch.labels).all(dim=1))
-            right.append(torch.stack(verdicts, dim=1))
-            lengths.append(batch.target_lengths)
-    hook.remove()
-    return Evidence(torch.cat(seen), torch.cat(right), torch.cat(lengths))
+            parts.append(_evidence(model, batch))
+    return Evidence(
+        *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Evidence))
+    )
 
 
-def targets(right: Tensor, costs: Tensor, budgets: Tensor) -> Tensor:
-    """The path each input should take, int64 `[N]`.
-
-    The cheapest path within the budget that is right; if none is, the most expensive within the
-    budget; if none fits, the cheapest of all. `right` is `[N, P]`, `costs` `[P]` ascending,
-    `budgets` `[N]`.
-    """
-    fits = costs <= budgets[:, None]
-    good = right & fits
-    last = (fits.sum(dim=1) - 1).clamp(min=0)
-    return torch.where(good.any(dim=1), good.int().argmax(dim=1), last)
+def _evidence(model: DualRouterModel, batch: Batch) -> Evidence:
+    encoded = model.encode(batch.source, batch.source_lengths)
+    assert encoded.scores is not None
+    assert encoded.groups is not None
+    features = _router(model).read(
+        encoded.states,
+        encoded.scores.saliency,
+        encoded.source_mask,
+        encoded.groups,
+        torch.ones(len(batch.source)),
+    )
+    losses, right = [], []
+    for path in range(len(model.config.paths)):
+        memory = model.bridge(encoded, path)
+        logits, _ = model.decode(batch.target_in, batch.target_lengths, memory)
+        losses.append(answer_losses(logits, batch.labels))
+        right.append(right_tokens(logits, batch.labels).all(dim=1))
+    return Evidence(
+        features, torch.stack(losses, dim=1), torch.stack(right, dim=1), batch.target_lengths
+    )
 
 
 def train_path_router(
     model: DualRouterModel, evidence: Evidence, settings: PathChoiceSettings
 ) -> None:
-    """Fit the router's scoring network by cross-entropy over the paths that fit the budget."""
+    """Fit the router's scoring network.
+
+    With π the softmax of its logits over the paths that fit the budget, it minimises
+    Σ_p π_p·(log(loss_p + floor) + price_p). The logarithm makes the step from one error in
+    ten to one in a hundred worth as much as the next one, down to the floor.
+    A little entropy of π counts as a gain, which keeps π from settling too early.
+    """
     router = _router(model)
     generator = torch.Generator().manual_seed(settings.seed)
     costs = torch.tensor(router.costs)
@@ -120,9 +137,7 @@ def train_path_router(
             shape = layer.weight.shape
             layer.weight.copy_(torch.randn(shape, generator=generator) * shape[1] ** -0.5)
             layer.bias.zero_()
-    optimiser = torch.optim.AdamW(
-        parameters, lr=settings.rate, weight_decay=settings.weight_decay
-    )
+    optimiser = torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
     for _ in range(settings.steps):
         rows = torch.randint(len(evidence.right), (settings.batch_size,), generator=generator)
@@ -130,13 +145,14 @@ def train_path_router(
         budgets = torch.rand(len(rows), generator=generator)
         unlimited = torch.rand(len(rows), generator=generator) < settings.full_budget_share
         budgets = torch.where(unlimited, 1.0, budgets)
-        wanted = targets(part.right, costs, budgets)
+        pains = (part.losses + settings.floor).log() + torch.tensor(settings.prices)
         logits = _score(router, part.features, budgets)
-        logits = logits.masked_fill(costs > budgets[:, None].clamp(min=costs[0].item()), -1e4)
-        weights = torch.where(wanted == 0, 1.0, settings.caution)
-        losses = functional.cross_entropy(logits, wanted, reduction="none")
+        affordable = costs <= budgets[:, None].clamp(min=costs[0].item())
+        log_shares = logits.masked_fill(~affordable, FORBIDDEN).log_softmax(dim=-1)
+        pains = pains + settings.entropy * log_shares
+        expected = (log_shares.exp() * pains).sum(dim=-1).mean()
         optimiser.zero_grad()
-        ((losses * weights).sum() / weights.sum()).backward()
+        expected.backward()
         optimiser.step()
         schedule.step()
 
@@ -163,9 +179,9 @@ def judge(model: DualRouterModel, evidence: Evidence, budget: float = 1.0) -> st
 def _score(router: PathRouter, features: Tensor, budgets: Tensor) -> Tensor:
     """Path logits `[N, P]` of cached features under other budgets."""
     d = router.saliency.in_features
-    changed = torch.cat((features[:, : d + 1], budgets[:, None], features[:, d + 2 :]), dim=1)
-    logits: Tensor = router.output(functional.gelu(router.hidden(changed)))
-    return logits
+    return router.score(
+        torch.cat((features[:, : d + 1], budgets[:, None], features[:, d + 2 :]), dim=1)
+    )
 
 
 def _router(model: DualRouterModel) -> PathRouter:

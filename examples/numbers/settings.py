@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 from drl.export.model import ModelConfig, PathConfig, PathRouterConfig
-
 from examples.numbers.tokens import EOS, PAD, START
 
 
@@ -28,7 +27,7 @@ def model_config(vocab_size: int) -> ModelConfig:
         d_shared=128,
         paths=(
             PathConfig("fast", layers=(0,), experts_per_token=1, keep_ratio=0.5),
-            PathConfig("balanced", layers=(0, 2, 3), experts_per_token=1, keep_ratio=0.75),
+            PathConfig("balanced", layers=(0, 3), experts_per_token=1, keep_ratio=0.75),
             PathConfig("full", layers=(0, 1, 2, 3), experts_per_token=2, keep_ratio=1.0),
         ),
         path_router=PathRouterConfig(head="linear", hidden=64),
@@ -59,14 +58,14 @@ class TrainingSettings:
     """
 
     seed: int = 7
-    steps: int = 3000
+    steps: int = 2400
     batch_size: int = 256
-    chunks: int = 3
+    chunks: int = 4
     peak_rate: float = 3e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
     clip: float = 1.0
-    cheap_weight: float = 0.5
+    cheap_weight: float = 0.3
     balance_weight: float = 0.01
     task_weights: dict[str, float] = field(
         default_factory=lambda: {

@@ -32,12 +32,13 @@ _CHINESE = CHINESE_DIGITS + "".join(CHINESE_UNITS) + "万" + "翻译成英中文
 
 def build_tokenizer() -> Tokenizer:
     """The tokenizer, trained on its word list until each word is a single token."""
-    words = sorted({*_NUMBER_WORDS, *_PROMPT_STARTS, *_PROMPT_WORDS}, key=len, reverse=True)
+    words = {*_NUMBER_WORDS, *_PROMPT_STARTS, *_PROMPT_WORDS}
+    longest_first = sorted(words, key=lambda word: (-len(word), word))
     ones = "|".join(ENGLISH_SMALL[1:10])
     pattern = Regex(
         # What is to be repeated is spelled, even where it happens to be a word.
         r"(?<!repeat)(?<!repeat )"
-        rf"(?:(?<=ty)-(?:{ones})|(?: |(?<![A-Za-z]))(?:{'|'.join(words)}))(?![A-Za-z])"
+        rf"(?:(?<=ty)-(?:{ones})|(?: |(?<![A-Za-z]))(?:{'|'.join(longest_first)}))(?![A-Za-z])"
         r"|[\s\S]"
     )
     tokenizer = Tokenizer(models.BPE())
