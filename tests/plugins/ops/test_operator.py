@@ -193,7 +193,7 @@ RELU, SILU_GLU = {"activation": "relu"}, {"activation": "silu_glu"}
             ROUTED_FFN,
             ffn_inputs(gated=False),
             {"activation": "swish"},
-            "'activation' must be one of silu_glu, gelu_glu, relu, gelu, gelu_tanh, silu, got 'swish'",
+            "one of silu_glu, gelu_glu, relu, gelu, gelu_tanh, silu, got 'swish'",
             id="unknown-choice",
         ),
         pytest.param(
