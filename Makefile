@@ -2,8 +2,13 @@
 # Both set up what they need in .venv first.
 
 PYTHON ?= python3
-# The whole of the tested PyTorch. Set TORCH to install another build, such as one for a GPU.
+# What pip is asked for; on Linux its usual build brings CUDA libraries of several GB along. Options
+# of pip may follow, such as an index of CPU builds: TORCH="torch==2.13.0 --index-url …".
 TORCH ?= torch==2.13.0
+
+ifneq ($(shell $(PYTHON) -c "import sys; print(sys.version_info >= (3, 11))"),True)
+$(error DRL needs Python 3.11 or newer, and $(PYTHON) is not; run make with PYTHON=python3.11)
+endif
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -40,7 +45,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --editable ".[cpu,export,dev]"
 	@touch $@
 
