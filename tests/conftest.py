@@ -1,5 +1,6 @@
 """Bundles that several tests share, exported once per run."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,11 @@ import torch
 from drl.export import ExportOptions, export, save_checkpoint
 from drl.export.model import DualRouterModel
 from tests.models import DENSE, TINY, random_model, tiny_config
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A job in the background starts with Ctrl-C ignored, and would hand that on to the commands
+    # that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # at these sizes threads cost more than they gain
 

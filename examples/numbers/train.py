@@ -94,7 +94,10 @@ def main(
     state_file = output / STATE_FILE
     stage = StageOne(settings, load_tokenizer())
     if state_file.exists():
-        stage.restore(torch.load(state_file, weights_only=True))
+        try:
+            stage.restore(torch.load(state_file, weights_only=True))
+        except ValueError as mistake:
+            raise click.ClickException(f"{state_file}: {mistake}") from None
         print(f"going on from step {stage.step}")
     count = sum(p.numel() for p in stage.model.parameters())
     print(f"{count / 1e6:.2f} M parameters, {count * 4 / 1e6:.1f} MB; {asdict(settings)}")

@@ -133,7 +133,7 @@ def test_teacher_forcing_agrees_with_greedy_generation() -> None:
 def test_the_path_router_takes_the_path_that_is_worth_its_price() -> None:
     torch.manual_seed(0)
     model = DualRouterModel(model_config(load_tokenizer().get_vocab_size())).eval()
-    settings = PathChoiceSettings(draws=4, draw_size=64, steps=800, batch_size=128)
+    settings = PathChoiceSettings(draws=4, draw_size=64, steps=2500, batch_size=128)
     evidence = gather(model, load_tokenizer(), settings)
     lengths = evidence.features[:, model.config.d_model]
     first, second = lengths.quantile(torch.tensor([0.3, 0.6]))
