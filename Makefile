@@ -12,6 +12,8 @@ endif
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# transformers 4.57 beside 5, to check imports that 5 computes wrongly or reads differently.
+ORACLE := build/transformers-4
 DEMO := build/numbers
 CHECKPOINT := $(addprefix examples/numbers/,config.json model.safetensors tokenizer.json)
 
@@ -37,8 +39,14 @@ types: $(INSTALLED)
 	$(BIN)/pip install --quiet --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p drl.plugins -p drl.runtime -p drl.export -p drl.benchmarks
 
-pytest: $(INSTALLED)
-	$(BIN)/pytest
+pytest: $(INSTALLED) $(ORACLE)/.installed
+	DRL_TRANSFORMERS_4=$(ORACLE)/bin/python $(BIN)/pytest
+
+$(ORACLE)/.installed:
+	$(PYTHON) -m venv $(ORACLE)
+	$(ORACLE)/bin/pip install --quiet $(TORCH)
+	$(ORACLE)/bin/pip install --quiet transformers==4.57.1
+	@touch $@
 
 install: $(INSTALLED)
 

@@ -287,7 +287,8 @@ def reference(spec: Spec, folder: Path) -> Reference:
 
 def other_python() -> str | None:
     """Return the Python of an environment with `transformers` 4.57, if one is named."""
-    return os.environ.get(OTHER_PYTHON)
+    named = os.environ.get(OTHER_PYTHON)
+    return named and str(Path(named).absolute())
 
 
 def reference_by(python: str, spec: Spec, folder: Path) -> Reference:
