@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Self
@@ -36,6 +37,9 @@ class Bundle:
             BundleError: The folder is missing, empty, damaged, of a newer format, or names files
                 outside itself.
         """
+        if not isinstance(folder, str | os.PathLike):
+            kind = type(folder).__name__
+            raise BundleError(f"the bundle must be given as the path of its folder, not as {kind}")
         folder = Path(folder)
         bundle = cls(folder, parse_manifest(_read_document(folder)))
         bundle._check_files(verify_hashes)

@@ -1,7 +1,7 @@
 """The engine: what an application embeds to generate text from a bundle."""
 
 import threading
-from collections import abc
+from collections import abc, deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Self
 from drl.runtime.arrays import Array
 from drl.runtime.backends import Backend, open_backend
 from drl.runtime.bundle import Bundle
-from drl.runtime.errors import BackendError, BundleError, PromptError
+from drl.runtime.errors import BackendError, BundleError, PromptError, check_count
 from drl.runtime.generation import GenerationConfig
 from drl.runtime.paths import AUTO
 from drl.runtime.request import Request, RequestBuilder
@@ -39,8 +39,7 @@ class Engine:
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, max_batch_size: int = 32) -> None:
-        if isinstance(max_batch_size, bool) or max_batch_size < 1:
-            raise BackendError(f"max_batch_size must be at least 1, not {max_batch_size}")
+        check_count("max_batch_size", max_batch_size)
         self._bundle = bundle
         self._backend = backend
         self._max_batch_size = max_batch_size
@@ -60,6 +59,7 @@ class Engine:
         self._requests = RequestBuilder(bundle.manifest, self._tokenizer, defaults)
         self._scheduler = Scheduler(backend, bundle.manifest, max_batch_size)
         self._lock = threading.Lock()
+        self._abandoned: deque[Sequence] = deque()
         self._closed = False
 
     @classmethod
@@ -153,7 +153,9 @@ class Engine:
         Args:
             prompts: Strings or lists of token ids.
             config: How to generate: one for all prompts, or one each; by default as the bundle
-                says, see `configure`.
+                says. A `GenerationConfig` that is given replaces the bundle's defaults altogether,
+                such as a translation model's `forced_bos_token_id` and stop tokens; to change some
+                options and keep the rest, give `engine.configure(max_new_tokens=32)`.
             path: "auto" lets the model's path router choose; a name or an index forces a path.
             budget: Largest cost, in [0, 1], of the paths that "auto" chooses from; 1 is the cost
                 of the dearest path.
@@ -193,8 +195,9 @@ class Engine:
                 pending |= added
                 if not pending:
                     return
-                self._step(added.values(), pending.values())
-                ended = [index for index, sequence in pending.items() if sequence.done]
+                with self._lock:
+                    self._advance(added.values(), pending.values())
+                    ended = [index for index, sequence in pending.items() if sequence.done]
                 for index in ended:
                     yield index, self._result(pending.pop(index))
         finally:
@@ -249,37 +252,58 @@ class Engine:
     def _begin(self, request: Request, stream: bool = False) -> Sequence:
         return Sequence(request, self._bundle.manifest.tokens.eos, self._tokenizer, stream)
 
-    def _step(self, added: Iterable[Sequence], waited_for: Iterable[Sequence]) -> None:
+    def _advance(self, added: Iterable[Sequence], waited_for: Iterable[Sequence]) -> None:
         """Queue sequences and, unless one waited for has ended already, advance all by a token.
 
         Between two calls other threads may have advanced this caller's sequences to their ends.
+        The caller holds the lock, and reads what has become of its sequences before it lets go.
         """
-        with self._lock:
-            if self._closed:
-                raise _closed()
-            for sequence in added:
-                self._scheduler.add(sequence)
-            if not any(sequence.done for sequence in waited_for):
-                self._scheduler.step()
+        if self._closed:
+            raise _closed()
+        self._drop_abandoned()
+        for sequence in added:
+            self._scheduler.add(sequence)
+        if not any(sequence.done for sequence in waited_for):
+            self._scheduler.step()
 
     def _discard(self, sequences: Iterable[Sequence]) -> None:
-        with self._lock:
-            for sequence in sequences:
-                if not sequence.done:
-                    self._scheduler.discard(sequence)
+        """Forget sequences that nobody waits for, now or at the next step.
+
+        The garbage collector may end a forgotten stream in the middle of a step, in the very thread
+        that holds the lock; so this never waits for it.
+        """
+        self._abandoned.extend(sequences)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._drop_abandoned()
+            finally:
+                self._lock.release()
+
+    def _drop_abandoned(self) -> None:
+        while self._abandoned:
+            sequence = self._abandoned.popleft()
+            if not sequence.done:
+                self._scheduler.discard(sequence)
 
     def _stream(self, sequence: Sequence) -> Iterator[Piece]:
+        added = [sequence]
         given = 0
+        done = False
         try:
-            self._step([sequence], [sequence])
-            while not sequence.done:
-                text = sequence.take_text()
-                if text or self._tokenizer is None:
-                    yield Piece(text, sequence.tokens[given:])
-                    given = len(sequence.tokens)
-                self._step((), [sequence])
-            text = sequence.take_text()
-            yield Piece(text, sequence.tokens[given:], self._result(sequence))
+            while not done:
+                with self._lock:
+                    self._advance(added, [sequence])
+                    text, tokens, done = (
+                        sequence.take_text(),
+                        sequence.tokens[given:],
+                        sequence.done,
+                    )
+                added = []
+                if done:
+                    yield Piece(text, tokens, self._result(sequence))
+                elif text or self._tokenizer is None:
+                    given += len(tokens)
+                    yield Piece(text, tokens)
         finally:
             self._discard([sequence])
 

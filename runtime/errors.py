@@ -32,3 +32,20 @@ class ConfigError(CheckpointError):
 
 class ExportError(DrlError):
     """A bundle cannot be written, or does not reproduce the checkpoint."""
+
+
+def shorten(value: object) -> str:
+    """A wrong value as messages show it, whatever its length."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def check_count(name: str, value: object, most: int | None = None) -> None:
+    """Raise `BackendError` unless `value` is an integer of at least 1 and at most `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BackendError(f"{name} must be at least 1, an integer, not {shorten(value)}")
+    if most is not None and value > most:
+        raise BackendError(f"{name} must be at most {most}, not {shorten(value)}")

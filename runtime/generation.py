@@ -1,21 +1,30 @@
 """How to generate: length, sampling, stopping, and what to report."""
 
 import difflib
-import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, Self
 
-from drl.runtime.errors import PromptError
+import numpy as np
+
+from drl.runtime.errors import PromptError, shorten
 
 _SAMPLING = frozenset({"do_sample", "temperature", "top_k", "top_p", "min_p"})
+
+# Numbers meet logits in single precision, where smaller ones are zero and larger ones infinite.
+_SMALLEST = float(np.finfo(np.float32).tiny)
+_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST_INTEGER = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
     """Options of one request. Decoding is greedy unless `do_sample` or a temperature asks.
+
+    What is left out has the default given here, not the bundle's: use `engine.configure(...)` for
+    a config that keeps the bundle's defaults, such as `forced_bos_token_id` and stop tokens.
 
     Attributes:
         max_new_tokens: Most tokens to generate; None generates as many as the model's cache holds.
@@ -119,11 +128,11 @@ class GenerationConfig:
 
     def _check_sampling(self, mistakes: list[str]) -> None:
         self._boolean("do_sample", mistakes, optional=True)
-        self._number("temperature", mistakes, 0.0, math.inf, optional=True)
+        self._number("temperature", mistakes, 0.0, _LARGEST, optional=True)
         self._integer("top_k", mistakes, minimum=0, optional=True)
         self._number("top_p", mistakes, 0.0, 1.0, optional=True, above=True)
         self._number("min_p", mistakes, 0.0, 1.0, optional=True)
-        self._number("repetition_penalty", mistakes, 0.0, math.inf, above=True)
+        self._number("repetition_penalty", mistakes, 0.0, _LARGEST, above=True)
         self._integer("seed", mistakes, minimum=0, optional=True)
         self._integer("forced_bos_token_id", mistakes, minimum=0, optional=True)
         if mistakes:
@@ -163,7 +172,7 @@ class GenerationConfig:
     def _boolean(self, name: str, mistakes: list[str], optional: bool = False) -> None:
         value = getattr(self, name)
         if not (isinstance(value, bool) or (optional and value is None)):
-            mistakes.append(f"{name} must be true or false, not {value!r}")
+            mistakes.append(f"{name} must be true or false, not {shorten(value)}")
 
     def _integer(
         self, name: str, mistakes: list[str], minimum: int, optional: bool = False
@@ -172,7 +181,10 @@ class GenerationConfig:
         if optional and value is None:
             return
         if not _is_integer(value) or value < minimum:
-            mistakes.append(f"{name} must be an integer of at least {minimum}, not {value!r}")
+            shown = shorten(value)
+            mistakes.append(f"{name} must be an integer of at least {minimum}, not {shown}")
+        elif value > _LARGEST_INTEGER:
+            mistakes.append(f"{name} must be at most {_LARGEST_INTEGER}, not {shorten(value)}")
         else:
             object.__setattr__(self, name, int(value))
 
@@ -189,10 +201,13 @@ class GenerationConfig:
         if optional and value is None:
             return
         number = isinstance(value, Real) and not isinstance(value, bool)
-        if not number or not low <= value <= high or (above and value == low) or value == math.inf:
+        if not number or not low <= value <= high or (above and value == low):
             words = "above" if above else "at least"
-            limit = f"{words} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
-            mistakes.append(f"{name} must be a number {limit}, not {value!r}")
+            limit = f"{words} {low:g} and at most {high:g}"
+            mistakes.append(f"{name} must be a number {limit}, not {shorten(value)}")
+        elif 0.0 < value < _SMALLEST:
+            words = "at least" if above else "0 or at least"
+            mistakes.append(f"{name} must be {words} {_SMALLEST:g}, not {shorten(value)}")
         else:
             object.__setattr__(self, name, float(value))
 

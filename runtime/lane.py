@@ -80,8 +80,13 @@ class Lane:
     def clear(self) -> None:
         """Drop every sequence."""
         self.sequences = []
-        self._cache.clear()
+        self._give_back()
         self._rows_changed()
+
+    def _give_back(self) -> None:
+        """Free the cache's memory, which the backend's last step still refers to."""
+        self._cache.clear()
+        self._backend.release(self._path)
 
     def _remove(self, rows: list[int]) -> list[Sequence]:
         ended = [self.sequences[row] for row in rows]
@@ -90,7 +95,7 @@ class Lane:
             self.sequences[target] = self.sequences[source]
         del self.sequences[self._cache.rows :]
         if not self.sequences and self._cache.nbytes > _KEPT_BYTES:
-            self._cache.clear()
+            self._give_back()
         self._rows_changed()
         return ended
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from drl.runtime.errors import BundleError
+from drl.runtime.errors import BundleError, shorten
 
 FORMAT = "drl-bundle"
 FORMAT_VERSION = 1
+CACHE_DTYPES = ("float32", "float16")
 
 RouterHead = Literal["linear", "attention", "greedy"]
 T = TypeVar("T")
@@ -136,8 +137,12 @@ class _Fields:
             raise _wrong(f"{self.place}.{name}", f"at least {minimum}", value)
         return value
 
-    def number(self, name: str) -> float:
-        return float(self.get(name, (int, float), "a number"))  # type: ignore[arg-type]
+    def share(self, name: str) -> float:
+        """A number from 0 to 1."""
+        value = self.get(name, (int, float), "a number")  # type: ignore[arg-type]
+        if not 0 <= value <= 1:
+            raise _wrong(f"{self.place}.{name}", "a number from 0 to 1", value)
+        return float(value)
 
     def text(self, name: str) -> str:
         value: str = self.get(name, str, "a string")
@@ -156,9 +161,7 @@ REPAIR = "run `drl-export` again"
 
 
 def _wrong(place: str, label: str, value: object) -> BundleError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 40 else shown[:37] + "..."
-    return BundleError(f"bundle.json: {place} must be {label}, not {shown}; {REPAIR}")
+    return BundleError(f"bundle.json: {place} must be {label}, not {shorten(value)}; {REPAIR}")
 
 
 def check_format(document: object) -> None:
@@ -209,6 +212,9 @@ def parse_manifest(document: object) -> Manifest:
         files=_files(root.object("files")),
         parity=root.object("parity").items if root.items.get("parity") is not None else None,
     )
+    _check_tokens(manifest)
+    if manifest.cache.dtype not in CACHE_DTYPES:
+        raise _wrong("cache.dtype", " or ".join(CACHE_DTYPES), manifest.cache.dtype)
     _check_paths(manifest)
     _check_graph_files(manifest)
     return manifest
@@ -223,12 +229,15 @@ def _path(value: object, index: int) -> PathInfo:
     layers = fields.array("layers")
     if not layers or any(isinstance(i, bool) or not isinstance(i, int) for i in layers):
         raise _wrong(f"paths[{index}].layers", "an array of decoder layer numbers", layers)
+    keep_ratio = fields.share("keep_ratio")
+    if keep_ratio == 0:
+        raise _wrong(f"paths[{index}].keep_ratio", "above 0", keep_ratio)
     return PathInfo(
         name=fields.text("name"),
         layers=tuple(layers),
         experts_per_token=fields.integer("experts_per_token"),
-        keep_ratio=fields.number("keep_ratio"),
-        cost=fields.number("cost"),
+        keep_ratio=keep_ratio,
+        cost=fields.share("cost"),
     )
 
 
@@ -239,7 +248,7 @@ def _router(root: _Fields) -> RouterInfo | None:
     head = fields.text("head")
     if head not in ("linear", "attention", "greedy"):
         raise _wrong("path_router.head", "linear, attention or greedy", head)
-    threshold = fields.number("threshold") if "threshold" in fields.items else 0.5
+    threshold = fields.share("threshold") if "threshold" in fields.items else 0.5
     return RouterInfo(head=head, threshold=threshold)  # type: ignore[arg-type]
 
 
@@ -269,6 +278,13 @@ def _files(fields: _Fields) -> dict[str, FileInfo]:
         entry = fields.object(name)
         files[name] = FileInfo(entry.integer("bytes"), entry.text("sha256"))
     return files
+
+
+def _check_tokens(manifest: Manifest) -> None:
+    vocab_size = manifest.limits.vocab_size
+    for name, token in vars(manifest.tokens).items():
+        if token >= vocab_size:
+            raise _wrong(f"tokens.{name}", f"below limits.vocab_size, {vocab_size}", token)
 
 
 def _check_paths(manifest: Manifest) -> None:

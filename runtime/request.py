@@ -1,12 +1,11 @@
 """From what a caller passes to a request that is known to be servable."""
 
-import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
 import numpy as np
 
-from drl.runtime.errors import PromptError
+from drl.runtime.errors import PromptError, shorten
 from drl.runtime.generation import GenerationConfig
 from drl.runtime.manifest import Manifest
 from drl.runtime.paths import AUTO, find_path
@@ -147,7 +146,6 @@ def _token_ids(prompt: object, name: str) -> tuple[int, ...]:
 
 def _budget(budget: object) -> float:
     number = isinstance(budget, Real) and not isinstance(budget, bool)
-    value = float(budget) if number else math.nan  # type: ignore[arg-type]
-    if not 0.0 <= value <= 1.0:
-        raise PromptError(f"budget must be a number from 0 to 1, not {budget!r}")
-    return value
+    if not number or not 0.0 <= budget <= 1.0:  # type: ignore[operator]
+        raise PromptError(f"budget must be a number from 0 to 1, not {shorten(budget)}")
+    return float(budget)  # type: ignore[arg-type]

@@ -10,12 +10,15 @@ import numpy as np
 from drl.runtime.arrays import Array, Float32, Int32, Int64
 from drl.runtime.backends.protocol import CrossAttention, Encoding, StepInputs, StepOutputs
 from drl.runtime.bundle import Bundle
-from drl.runtime.errors import BackendError, BundleError
+from drl.runtime.errors import BackendError, BundleError, check_count
 from drl.runtime.machine import default_threads
-from drl.runtime.manifest import GraphInfo
+from drl.runtime.manifest import REPAIR, GraphInfo
 
 _INSTALL = 'install it with `pip install "drl[cpu]"` or, for NVIDIA GPUs, `pip install "drl[cuda]"`'
 _ERRORS_ONLY = 3
+_MOST_THREADS = 1024
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+_NEEDED = "1.25"  # the first version with all operators that bundles use
 
 
 def import_onnxruntime() -> Any:
@@ -56,8 +59,8 @@ class OrtBackend:
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        if threads is not None and (isinstance(threads, bool) or threads < 1):
-            raise BackendError(f"threads must be at least 1, not {threads}")
+        if threads is not None:
+            check_count("threads", threads, _MOST_THREADS)
         self._ort = import_onnxruntime()
         self._threads = threads or default_threads()
         self._manifest = bundle.manifest
@@ -65,6 +68,7 @@ class OrtBackend:
             self._open(bundle.graph_file(name), bundle.manifest.graphs[name])
             for name in ("encoder", "bridge", "decoder")
         )
+        self._check_sizes()
         self._layers = range(bundle.manifest.cache.decoder_layers)
         self._step_inputs = _names(bundle.manifest.graphs["decoder"].inputs)
         self._encoder_experts = _expert_outputs(bundle.manifest.graphs["encoder"], "encoder")
@@ -121,6 +125,10 @@ class OrtBackend:
         self._decoder.run_with_iobinding(bound.handle)
         return bound.outputs
 
+    def release(self, path: int) -> None:
+        """See `Backend.release`."""
+        self._bindings.pop(path, None)
+
     def close(self) -> None:
         """See `Backend.close`."""
         self._bindings.clear()
@@ -141,6 +149,12 @@ class OrtBackend:
             )
         except Exception as error:  # the library has a class per status code, without a root
             message = " ".join(str(error).split())
+            if "NOT_IMPLEMENTED" in message:
+                raise BackendError(
+                    f"{path.name} needs ONNX Runtime {_NEEDED} or newer, and this is "
+                    f"{self._ort.__version__} ({message}); upgrade with "
+                    f'`pip install --upgrade "onnxruntime>={_NEEDED}"`'
+                ) from error
             raise BackendError(
                 f"ONNX Runtime {self._ort.__version__} cannot load {path.name}: {message}; "
                 "run `drl-export` again, and `drl-doctor` to see what this machine supports"
@@ -154,6 +168,30 @@ class OrtBackend:
                     f"{path.name} has other {kind} than bundle.json says; run `drl-export` again"
                 )
         return session
+
+    def _check_sizes(self) -> None:
+        """Hold what the manifest says about sizes to the graphs, before memory is bound to them."""
+        cache, limits = self._manifest.cache, self._manifest.limits
+        routes = "path_logits" in _names(self._encoder.get_outputs())
+        if routes != (self._manifest.path_router is not None):
+            has = "path logits and bundle.json no" if routes else "no path logits and bundle.json a"
+            raise BundleError(f"the encoder has {has} path_router; {REPAIR}")
+        past = [item for item in self._decoder.get_inputs() if item.name.startswith("past_")]
+        layers, expected = len(past) // 2, (cache.kv_heads, cache.head_dim, cache.dtype)
+        found = {(item.shape[1], item.shape[3], _DTYPES.get(item.type)) for item in past}
+        if layers != cache.decoder_layers or found != {expected}:
+            sizes = " or ".join(
+                f"{n} heads of {h} {dtype}" for n, h, dtype in sorted(found, key=str)
+            )
+            raise BundleError(
+                f"bundle.json: cache is not the decoder's, {layers} layers with {sizes}; {REPAIR}"
+            )
+        (logits,) = (item for item in self._decoder.get_outputs() if item.name == "logits")
+        if logits.shape[-1] != limits.vocab_size:
+            raise BundleError(
+                f"bundle.json: limits.vocab_size is {limits.vocab_size} and the decoder has "
+                f"{logits.shape[-1]} logits; {REPAIR}"
+            )
 
     def _bind(self, inputs: StepInputs) -> "_Binding":
         handle = self._decoder.io_binding()

@@ -123,5 +123,8 @@ class Backend(Protocol):
     def step(self, inputs: StepInputs) -> StepOutputs:
         """Run the decoder on new tokens and extend the cache in place."""
 
+    def release(self, path: int) -> None:
+        """Let go of the buffers of a path's last step; its next one brings new `StepInputs`."""
+
     def close(self) -> None:
         """Give back what the library holds. The backend is of no use afterwards."""

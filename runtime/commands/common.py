@@ -1,9 +1,11 @@
 """What DRL's commands share: one line and an exit status for every mistake, and plain tables."""
 
+import errno
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import click
 
@@ -18,6 +20,8 @@ INTERRUPTED = 130  # what shells give for a process that Ctrl-C ended
 def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Make a command end with one line and status 1 for a `DrlError`, and 130 for Ctrl-C.
 
+    Output that cannot be written, as on a full disk, ends it in the same way.
+
     Goes between the `click` decorators and the function. Other exceptions are bugs and pass.
     """
 
@@ -26,13 +30,26 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except DrlError as error:
-            print_error(str(error))
-            sys.exit(1)
+            _end(str(error))
+        except OSError as error:
+            if error.errno == errno.EPIPE or error.filename is not None:
+                raise  # a reader that has had enough, which click ends quietly, or a bug
+            _end(f"cannot write the output: {error.strerror or error}")
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)
 
     return run
+
+
+def _end(message: str) -> NoReturn:
+    print_error(message)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # what is left cannot be written either, and Python would try at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 def print_error(message: str) -> None:

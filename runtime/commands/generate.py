@@ -4,12 +4,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from drl.runtime.commands.common import clean_errors, print_error
-from drl.runtime.commands.jsonl import Defaults, Job, count_lines, run_file
+from drl.runtime.commands.jsonl import STANDARD_INPUT, Defaults, Job, count_lines, run_file
 from drl.runtime.commands.rendering import json_line, result_note, result_record
 from drl.runtime.engine import Engine
 from drl.runtime.errors import PromptError
@@ -46,7 +46,12 @@ def _sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("text", nargs=-1)
-@click.option("--input", "source", type=click.Path(path_type=Path), help="JSON Lines of requests.")
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(path_type=Path),
+    help="JSON Lines of requests; - for standard input.",
+)
 @click.option("--output", "target", type=click.Path(path_type=Path), help="JSON Lines of results.")
 @click.option("--json", "as_json", is_flag=True, help="Print each result as a JSON object.")
 @click.option("--stream", is_flag=True, help="Print text while it is generated.")
@@ -81,10 +86,13 @@ def main(
     {"prompt": "what is 12 plus 30?", "path": "fast", "max_new_tokens": 8}.
     """
     _check_usage(text, source, target, as_json, stream)
+    _check_reports(source, as_json, experts, verbose, sampling)
     options = _config_options(sampling)
     language = options.pop("forced_bos_token_id", None)
     GenerationConfig.from_options(options)  # a mistake is found before the bundle is read
-    interactive = not text and source is None and sys.stdin.isatty()
+    interactive = not text and source is None and _is_terminal(sys.stdin)
+    if interactive and as_json:
+        raise click.UsageError("--json needs TEXT; a terminal is answered in plain text")
     prompts = [] if source or interactive else _labelled(text) or list(_standard_input())
     with Engine.from_bundle(
         bundle, threads=threads, max_batch_size=batch_size, verify_hashes=not no_hash_check
@@ -92,7 +100,7 @@ def main(
         if language is not None:
             options["forced_bos_token_id"] = engine.token_id(language)
         defaults = Defaults(options, path, budget, experts)
-        printer = _Printer(engine, defaults, as_json, stream, verbose or sys.stdout.isatty())
+        printer = _Printer(engine, defaults, as_json, stream, verbose or _is_terminal(sys.stdout))
         if source:
             _run_file(engine, defaults, source, target)
         elif interactive:
@@ -112,6 +120,26 @@ def _check_usage(
         raise click.UsageError("--stream prints plain text, so it excludes --json and --input")
 
 
+def _check_reports(
+    source: Path | None, as_json: bool, experts: bool, verbose: bool, sampling: dict[str, Any]
+) -> None:
+    reports = {
+        "--experts": experts,
+        "--logprobs": sampling["logprobs"],
+        "--top-logprobs": sampling["top_logprobs"],
+    }
+    for option, given in reports.items():
+        if given and not (as_json or source):
+            raise click.UsageError(f"{option} is reported in JSON only; add --json")
+    if verbose and source:
+        raise click.UsageError("--verbose is for plain text; the lines of --input tell it all")
+
+
+def _is_terminal(stream: IO[Any] | None) -> bool:
+    """Whether one of the standard streams, None if closed, is a terminal."""
+    return stream is not None and stream.isatty()
+
+
 def _config_options(sampling: dict[str, Any]) -> dict[str, Any]:
     """The fields of `GenerationConfig` that were given on the command line."""
     options = {name: value for name, value in sampling.items() if value not in (None, ())}
@@ -127,6 +155,8 @@ def _labelled(text: tuple[str, ...]) -> list[tuple[str, str]]:
 
 def _standard_input() -> Iterator[tuple[str, str]]:
     """The lines of standard input that are not blank, with what errors call them."""
+    if sys.stdin is None:
+        raise PromptError("standard input is closed; give TEXT or --input")
     found = False
     for number, line in enumerate(sys.stdin.buffer, 1):
         label = f"standard input, line {number}: "
@@ -219,22 +249,25 @@ class _Printer:
 
 
 def _run_file(engine: Engine, defaults: Defaults, source: Path, target: Path | None) -> None:
-    job = Job(engine, defaults)
-    total = count_lines(source)
-    with _progress(total) as done:
-        run_file(job, source, target, sys.stdout, done)
-    for number, message in sorted(job.failures.items()):
-        print_error(f"{source}, line {number}: {message}")
-    if job.failures:
-        click.echo(f"{len(job.failures)} of {total} lines failed", err=True)
+    name = "standard input" if source == STANDARD_INPUT else str(source)
+
+    def report(number: int, message: str) -> None:
+        print_error(f"{name}, line {number}: {message}")
+
+    job = Job(engine, defaults, report)
+    with _progress(source) as done:
+        run_file(job, source, target, done)
+    if job.failed:
+        click.echo(f"{job.failed} of {job.total} lines failed", err=True)
         sys.exit(1)
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error, if that is a terminal."""
-    if not sys.stderr.isatty():
+def _progress(source: Path) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error, if that is a terminal and the file can be read twice."""
+    if not (_is_terminal(sys.stderr) and source.is_file()):
         yield lambda: None
         return
+    total = count_lines(source)
     with click.progressbar(length=total, label="generating", file=sys.stderr) as bar:
         yield lambda: bar.update(1)

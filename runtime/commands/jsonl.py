@@ -7,7 +7,9 @@ A line is `{"prompt": "text"}` or `{"prompt": [ids]}`; it may set `path`, `budge
 
 import json
 import os
+import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,47 +34,53 @@ class Defaults:
 
 @dataclass
 class Job:
-    """The lines of one file on their way through an engine.
+    """The lines of one file on their way through an engine; what is written is forgotten.
 
     Attributes:
-        failures: Messages of the lines that were wrong, by line number.
+        report: Told the number of each line that is wrong, and why.
+        total: Lines read that were not blank.
+        failed: How many of them were wrong.
     """
 
     engine: Engine
     defaults: Defaults
-    failures: dict[int, str] = field(default_factory=dict)
-    _documents: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    report: Callable[[int, str], None]
+    total: int = 0
+    failed: int = 0
+    _documents: dict[int, tuple[int, dict[str, Any]]] = field(default_factory=dict)
 
     def run(self, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         """Serve the lines; yield a record per line that is not blank, in the order of the lines."""
-        numbers: list[int] = []
+        numbers: deque[int] = deque()  # of the lines that were read and not yielded
         ready: dict[int, dict[str, Any]] = {}
-        given = 0
         for index, result in self.engine.run(self._requests(lines, numbers, ready)):
-            number, document = self._documents[index]
+            number, document = self._documents.pop(index)
             record = result_record(document["prompt"], result)
             ready[number] = {"id": document["id"], **record} if "id" in document else record
-            while given < len(numbers) and numbers[given] in ready:
-                yield ready.pop(numbers[given])
-                given += 1
-        for number in numbers[given:]:
+            while numbers and numbers[0] in ready:
+                yield ready.pop(numbers.popleft())
+        for number in numbers:
             yield ready.pop(number)
 
     def _requests(
-        self, lines: Iterable[bytes], numbers: list[int], ready: dict[int, dict[str, Any]]
+        self, lines: Iterable[bytes], numbers: deque[int], ready: dict[int, dict[str, Any]]
     ) -> Iterator[Request]:
+        served = 0
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
+            self.total += 1
             numbers.append(number)
             try:
                 document = _parse(line)
                 request = self._request(document)
             except PromptError as error:
-                self.failures[number] = str(error)
+                self.failed += 1
+                self.report(number, str(error))
                 ready[number] = {"line": number, "error": str(error)}
                 continue
-            self._documents.append((number, document))
+            self._documents[served] = number, document
+            served += 1
             yield request
 
     def _request(self, document: dict[str, Any]) -> Request:
@@ -88,21 +96,21 @@ class Job:
 
 
 _OWN_FIELDS = ("id", "prompt", "path", "budget")
+STANDARD_INPUT = Path("-")
 
 
-def run_file(
-    job: Job, source: Path, target: Path | None, standard_output: IO[str], done: Callable[[], None]
-) -> None:
+def run_file(job: Job, source: Path, target: Path | None, done: Callable[[], None]) -> None:
     """Serve a file of requests into a file of results, or onto standard output.
 
     The output appears when it is complete: it is written beside its place and moved there, so that
-    an interruption leaves nothing half-written. `done` is called after each line.
+    an interruption leaves nothing half-written. A device or a pipe is written to as it is. `done`
+    is called after each line.
 
     Raises:
         DrlError: A file cannot be read or written.
     """
     try:
-        with source.open("rb") as lines, _complete_file(target, standard_output) as output:
+        with _open_source(source) as lines, _open_target(target) as output:
             for record in job.run(lines):
                 output.write(json_line(record) + "\n")
                 done()
@@ -135,12 +143,35 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 
 @contextmanager
-def _complete_file(target: Path | None, standard_output: IO[str]) -> Iterator[IO[str]]:
+def _open_source(source: Path) -> Iterator[IO[bytes]]:
+    if source != STANDARD_INPUT:
+        with source.open("rb") as lines:
+            yield lines
+    elif sys.stdin is None:
+        raise DrlError("standard input is closed; name a file as --input")
+    else:
+        yield sys.stdin.buffer
+
+
+@contextmanager
+def _open_target(target: Path | None) -> Iterator[IO[str]]:
     if target is None:
-        yield standard_output
-        return
-    if target.is_dir():
+        if sys.stdout is None:
+            raise DrlError("standard output is closed; name a file as --output")
+        yield sys.stdout
+        sys.stdout.flush()
+    elif target.is_dir():
         raise DrlError(f"{target} is a folder; --output names a file")
+    elif target.exists() and not target.is_file():
+        with target.open("w", encoding="utf-8") as output:
+            yield output
+    else:
+        with _complete_file(Path(os.path.realpath(target))) as output:
+            yield output
+
+
+@contextmanager
+def _complete_file(target: Path) -> Iterator[IO[str]]:
     if not target.parent.is_dir():
         raise DrlError(f"{target.parent} is no folder; make it, or name another file as --output")
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)

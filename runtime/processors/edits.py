@@ -9,6 +9,7 @@ from drl.runtime.arrays import Float32, Int64
 from drl.runtime.generation import GenerationConfig
 
 _CERTAIN = 1e6
+_EXTREME = np.float32(1e30)
 """How far a forced token's logit is raised above all others."""
 
 
@@ -80,4 +81,8 @@ def collect_edits(
 
 
 def _penalised(logits: Float32, penalty: float) -> Float32:
-    return np.where(logits > 0, logits / np.float32(penalty), logits * np.float32(penalty))
+    with np.errstate(over="ignore"):
+        changed = np.where(logits > 0, logits / np.float32(penalty), logits * np.float32(penalty))
+    # An infinite logit would make NaN of its row's probabilities.
+    penalised: Float32 = np.clip(changed, -_EXTREME, _EXTREME)
+    return penalised

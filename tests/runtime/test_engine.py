@@ -1,5 +1,6 @@
 """Generation with a toy backend: what a batch, a queue or a thread gives, a lone run gives too."""
 
+import gc
 import threading
 from dataclasses import replace
 from itertools import zip_longest
@@ -15,6 +16,7 @@ from drl.runtime import (
     GenerationConfig,
     GenerationResult,
 )
+from drl.runtime.backends import StepInputs, StepOutputs
 from tests.runtime.toy import EOS, VOCAB_SIZE, ToyBackend, toy_bundle, toy_engine
 
 
@@ -246,6 +248,43 @@ def test_streams_may_be_interleaved_and_left_early(engine: Engine) -> None:
     assert engine._scheduler.running == 0
 
 
+@pytest.mark.parametrize("tokenizer", [True, False])
+def test_a_stream_that_others_advance_gives_every_token(tmp_path: Path, tokenizer: bool) -> None:
+    config = GenerationConfig(min_new_tokens=30, max_new_tokens=30)
+    with toy_engine(tmp_path, tokenizer=tokenizer) as engine:
+        (expected,) = engine.generate([[5, 6]], config)
+        pieces = []
+        for piece in engine.stream([5, 6], config):
+            pieces.append(piece)
+            engine.generate([[7]], GenerationConfig(max_new_tokens=3))
+    assert [token for piece in pieces for token in piece.tokens] == expected.tokens
+    assert "".join(piece.text for piece in pieces) == expected.text
+    assert len(pieces) > 3
+
+
+def test_a_stream_forgotten_during_a_step_is_dropped_at_the_next(tmp_path: Path) -> None:
+    bundle = toy_bundle(tmp_path)
+    backend = ToyBackend(bundle.manifest)
+    engine = Engine(bundle, backend)
+    forgotten = [engine.stream([5, 6], GenerationConfig(min_new_tokens=40))]
+    next(forgotten[0])
+    step = backend.step
+
+    def collect(inputs: StepInputs) -> StepOutputs:
+        forgotten.clear()
+        gc.collect()
+        return step(inputs)
+
+    backend.step = collect  # type: ignore[method-assign]
+    found: list[GenerationResult] = []
+    thread = threading.Thread(target=lambda: found.extend(engine.generate([[7]])), daemon=True)
+    thread.start()
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert_same(found[0], engine.generate([[7]])[0])
+    assert engine._scheduler.running == 0
+
+
 def test_threads_share_the_engine(tmp_path: Path) -> None:
     prompts = random_prompts(24)
     with toy_engine(tmp_path, max_batch_size=1) as lone:
@@ -314,9 +353,37 @@ def test_skipped_layers_own_no_memory(tmp_path: Path) -> None:
 
 
 def test_a_batch_size_is_a_positive_number(tmp_path: Path) -> None:
-    for wrong in (0, -1, True):
-        with pytest.raises(BackendError, match="max_batch_size"):
-            toy_engine(tmp_path, max_batch_size=wrong)
+    for wrong in (0, -1, True, None, "4", 2.5):
+        with pytest.raises(BackendError, match="max_batch_size must be at least 1"):
+            toy_engine(tmp_path, max_batch_size=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [3, None, b"bundle"])
+def test_a_bundle_is_named_by_a_path(wrong: object) -> None:
+    with pytest.raises(DrlError, match="must be given as the path of its folder"):
+        Engine.from_bundle(wrong)  # type: ignore[arg-type]
+
+
+def test_extreme_options_that_single_precision_holds_are_served(engine: Engine) -> None:
+    for penalty in (1.2e-38, 3e38):
+        config = GenerationConfig(
+            repetition_penalty=penalty, temperature=1.2e-38, seed=1, min_new_tokens=20
+        )
+        with np.errstate(invalid="raise"):  # no NaN
+            engine.generate([[5, 6, 7]], config)
+    largest = GenerationConfig(temperature=3e38, top_k=2**63 - 1, seed=2**63 - 1)
+    engine.generate([[5]], largest)
+
+
+def test_the_backend_lets_go_of_a_cache_that_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drl.runtime.lane._KEPT_BYTES", 0)
+    bundle = toy_bundle(tmp_path)
+    backend = ToyBackend(bundle.manifest)
+    with Engine(bundle, backend) as engine:
+        engine.generate([[5]], path="mid")
+    assert backend.released[0] == 1
 
 
 @pytest.mark.parametrize("head", ["attention", "greedy", None])

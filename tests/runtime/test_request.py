@@ -58,6 +58,7 @@ def test_bad_prompts_are_refused_before_any_work(
         ({"budget": float("nan")}, "budget must be a number"),
         ({"budget": "1"}, "budget must be a number"),
         ({"budget": True}, "budget must be a number"),
+        ({"budget": 10**400}, "budget must be a number from 0 to 1"),
         ({"config": {"max_new_tokens": 3}}, "config must be a GenerationConfig"),
         ({"config": [GenerationConfig()] * 2}, "2 configs for 1 prompts"),
         ({"config": GenerationConfig(max_new_tokens=49)}, "max_new_tokens 49 exceeds .* of 48"),

@@ -126,6 +126,7 @@ class ToyBackend:
         self.head = weight(WIDTH, manifest.limits.vocab_size) * 1.5
         self.encoded_rows: list[int] = []
         self.stepped_rows: list[tuple[int, int]] = []
+        self.released: list[int] = []
         self.closed = False
         self.fail_at_step: BaseException | None = None
 
@@ -185,6 +186,9 @@ class ToyBackend:
             ids = np.stack([inputs.tokens % 7, inputs.tokens % 2], -1).astype(np.int32)
             experts = {layer: ids + layer for layer in self.manifest.paths[inputs.path].layers}
         return StepOutputs(logits, experts)
+
+    def release(self, path: int) -> None:
+        self.released.append(path)
 
     def close(self) -> None:
         self.closed = True

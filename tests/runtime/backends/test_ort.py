@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from drl.export.model import DualRouterModel
 from drl.runtime import BackendError, Bundle, BundleError, Engine, GenerationConfig
-from drl.runtime.backends import StepInputs, open_backend
+from drl.runtime.backends import StepInputs, StepOutputs, open_backend
 from drl.runtime.backends.ort import OrtBackend
 from drl.runtime.cache import KVCache
 from tests.models import TINY, random_prompts
@@ -210,10 +211,41 @@ def test_broken_onnxruntime_gives_its_reason(
         open_backend(bundle)
 
 
-@pytest.mark.parametrize("threads", [0, -1, True])
-def test_threads_must_be_a_positive_number(bundle: Bundle, threads: int) -> None:
-    with pytest.raises(BackendError, match="threads must be at least 1"):
-        open_backend(bundle, threads=threads)
+@pytest.mark.parametrize("threads", [0, -1, True, "2", 2.0, 1025, 10**400])
+def test_threads_must_be_a_positive_number(bundle: Bundle, threads: object) -> None:
+    with pytest.raises(BackendError, match=r"threads must be at (least|most) 1"):
+        open_backend(bundle, threads=threads)  # type: ignore[arg-type]
+
+
+def test_an_old_onnxruntime_is_told_which_one_is_needed(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : no kernel for TensorScatter(24)"
+        )
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(BackendError, match=r"needs ONNX Runtime 1\.25 or newer, and this is"):
+        open_backend(bundle)
+
+
+def test_an_idle_lane_s_memory_is_given_back(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drl.runtime.lane._KEPT_BYTES", 0)
+    with Engine.from_bundle(tiny_bundle, threads=1) as engine:
+        bound: list[weakref.ref[StepInputs]] = []
+        step = engine.backend.step
+
+        def watch(inputs: StepInputs) -> StepOutputs:
+            bound.append(weakref.ref(inputs))
+            return step(inputs)
+
+        monkeypatch.setattr(engine.backend, "step", watch)
+        engine.generate([[5, 6]])
+        assert bound
+        assert [reference() for reference in bound] == [None] * len(bound)
 
 
 def test_unknown_devices_are_refused(bundle: Bundle) -> None:
@@ -238,6 +270,33 @@ def test_a_graph_must_be_what_the_manifest_says(tiny_bundle: Path, tmp_path: Pat
     document["graphs"]["bridge"]["outputs"].pop()
     (folder / "bundle.json").write_text(json.dumps(document))
     with pytest.raises(BundleError, match=r"bridge\.onnx has other outputs than bundle\.json says"):
+        Engine.from_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("path_router", None, r"the encoder has path logits and bundle\.json no path_router"),
+        ("cache.kv_heads", 7, r"bundle\.json: cache is not the decoder's"),
+        ("cache.head_dim", 7, r"bundle\.json: cache is not the decoder's"),
+        ("cache.decoder_layers", 7, r"bundle\.json: cache is not the decoder's, 4 layers with"),
+        ("cache.dtype", "float16", r"bundle\.json: cache is not the decoder's"),
+        ("limits.vocab_size", 10**6, r"limits\.vocab_size is 1000000 and the decoder has"),
+    ],
+)
+def test_sizes_must_be_those_of_the_graphs(
+    tiny_bundle: Path, tmp_path: Path, place: str, value: object, message: str
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    document = json.loads((folder / "bundle.json").read_text())
+    *parents, last = place.split(".")
+    at = document
+    for name in parents:
+        at = at[name]
+    at[last] = value
+    (folder / "bundle.json").write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=message):
         Engine.from_bundle(folder)
 
 

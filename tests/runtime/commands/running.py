@@ -11,9 +11,7 @@ def start_generate(*arguments: object, **options: Any) -> "subprocess.Popen[byte
     code = "from drl.runtime.commands.generate import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **options,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )
 
 

@@ -33,6 +33,11 @@ def test_an_interrupt_is_status_130() -> None:
     assert run(KeyboardInterrupt()) == (130, "", "interrupted\n")
 
 
+def test_output_that_cannot_be_written_is_one_line_and_status_1() -> None:
+    full = OSError(28, "No space left on device")
+    assert run(full) == (1, "", "error: cannot write the output: No space left on device\n")
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     @click.command()
     @clean_errors

@@ -142,10 +142,54 @@ def test_a_missing_bundle_is_one_line(tmp_path: Path) -> None:
         ["a", "--stream", "--json"],
         ["--stream", "--input", "x"],
         ["a", "--temperature", "warm"],
+        ["a", "--experts"],
+        ["a", "--logprobs"],
+        ["a", "--top-logprobs", "2"],
+        ["a", "--stream", "--experts"],
+        ["--input", "x", "--verbose"],
     ],
 )
 def test_options_that_exclude_each_other_are_a_usage_error(run: Run, arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_json_at_a_terminal_prompt_is_a_usage_error(text_bundle: Path) -> None:
+    import pty
+
+    master, slave = pty.openpty()
+    process = start_generate(text_bundle, "--json", stdin=slave)
+    os.close(slave)
+    os.write(master, b"\x04")
+    output, errors = process.communicate(timeout=60)
+    os.close(master)
+    assert (process.returncode, output) == (2, b"")
+    assert b"--json needs TEXT" in errors
+
+
+def test_closed_standard_input_is_one_line(text_bundle: Path) -> None:
+    for arguments in ((), ("--input", "-")):
+        process = start_generate(text_bundle, *arguments, preexec_fn=lambda: os.close(0))
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert errors.startswith(b"error: standard input is closed")
+        assert errors.count(b"\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("from_file", [False, True])
+def test_output_that_cannot_be_written_is_one_line(
+    text_bundle: Path, tmp_path: Path, from_file: bool
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "hello"}\n')
+    arguments = ["--input", source] if from_file else ["hello"]
+    with Path("/dev/full").open("wb") as full:
+        process = start_generate(text_bundle, *arguments, stdout=full)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    place = b"standard output" if from_file else b"cannot write the output"
+    assert errors == b"error: " + place + b": No space left on device\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

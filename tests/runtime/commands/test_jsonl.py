@@ -1,7 +1,9 @@
 """Files of requests to files of results, through `drl-generate --input`."""
 
 import json
+import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from drl.runtime import Engine
+from drl.runtime.commands.jsonl import Defaults, Job
 from tests.runtime.commands.running import error_of, start_generate
 
 Run = Callable[..., Result]
@@ -79,6 +83,10 @@ def test_wrong_lines_are_named_and_the_rest_is_done(run: Run, tmp_path: Path) ->
         12: (b'{"prompt": "\\ud83d"}', "not valid Unicode"),
         13: (b"[" * 10_000, "the line is not JSON"),
         14: ({"prompt": None}, "not NoneType"),
+        15: ({"prompt": "x", "temperature": 1, "top_k": 2**63}, "top_k must be at most"),
+        16: ({"prompt": "x", "budget": 10**400}, "budget must be a number from 0 to 1"),
+        17: ({"prompt": "x", "temperature": 10**400}, "temperature must be a number"),
+        18: ({"prompt": "x", "repetition_penalty": 1e300}, "repetition_penalty must be"),
     }
     lines = [{"prompt": "first"}, *(line for line, _ in wrong.values()), {"prompt": "last"}]
     source, target = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
@@ -86,14 +94,14 @@ def test_wrong_lines_are_named_and_the_rest_is_done(run: Run, tmp_path: Path) ->
     assert result.exit_code == 1
     assert result.stdout == ""
     *errors, summary = result.stderr.splitlines()
-    assert summary == "13 of 15 lines failed"
+    assert summary == "17 of 19 lines failed"
     for line, (number, (_, message)) in zip(errors, wrong.items(), strict=True):
         assert line.startswith(f"error: {source}, line {number}: ")
         assert message in line
     records = [json.loads(line) for line in target.read_text().splitlines()]
-    assert len(records) == 15
+    assert len(records) == 19
     assert records[0]["prompt"] == "first"
-    assert records[14]["prompt"] == "last"
+    assert records[18]["prompt"] == "last"
     for number, (_, message) in wrong.items():
         assert records[number - 1]["line"] == number
         assert message in records[number - 1]["error"]
@@ -129,6 +137,59 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert "No space left on device" in error_of(result)
     assert target.read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_device_a_pipe_and_a_link_are_written_through(
+    text_bundle: Path, run: Run, tmp_path: Path
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [GOOD[0]])
+    real, link = tmp_path / "real.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(real)
+    for _ in ("a link to nothing", "a link to a file"):
+        assert run("--input", str(source), "--output", str(link)).exit_code == 0
+        assert link.is_symlink()
+        assert json.loads(real.read_text())["prompt"] == "hello"
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    process = start_generate(text_bundle, "--input", source, "--output", fifo, "--threads", "1")
+    assert json.loads(fifo.read_text())["prompt"] == "hello"
+    assert process.wait(timeout=60) == 0
+    assert fifo.is_fifo()
+
+
+def test_a_source_may_be_a_pipe_or_standard_input(
+    text_bundle: Path, run: Run, tmp_path: Path
+) -> None:
+    lines = write_lines(tmp_path / "in.jsonl", [GOOD[0], {}, GOOD[1]]).read_bytes()
+    result = run("--input", "-", stdin=lines)
+    assert len(result.stdout.splitlines()) == 3
+    *errors, summary = result.stderr.splitlines()
+    assert errors[0].startswith("error: standard input, line 2: ")
+    assert summary == "1 of 3 lines failed"
+    process = start_generate(
+        text_bundle, "--input", "/dev/stdin", "--threads", "1", stdin=subprocess.PIPE
+    )
+    output, piped = process.communicate(lines, timeout=60)
+    assert len(output.splitlines()) == 3
+    assert piped.endswith(b"1 of 3 lines failed\n")
+
+
+def test_what_is_written_is_forgotten(text_bundle: Path) -> None:
+    lines = [json.dumps({"prompt": "hello", "max_new_tokens": 1}).encode()] * 50
+    reported: list[int] = []
+    with Engine.from_bundle(text_bundle, threads=1, max_batch_size=2) as engine:
+        job = Job(
+            engine,
+            Defaults({}, "auto", 1.0, False),
+            report=lambda number, _: reported.append(number),
+        )
+        records = job.run([*lines, b"wrong", *lines])
+        for _ in range(95):
+            next(records)
+            assert len(job._documents) < 10
+        assert reported == [51]
+        assert len(list(records)) == 6
+    assert (job.total, job.failed, job._documents) == (101, 1, {})
 
 
 def test_an_interrupt_leaves_nothing_half_written(text_bundle: Path, tmp_path: Path) -> None:
