@@ -25,6 +25,7 @@ _DTYPES = {
     ir.DataType.INT64: "int64",
     ir.DataType.BOOL: "bool",
 }
+_ENGINES = "engines"  # what backends build from a bundle, and can build again
 _TOOLS = ("drl", "onnx", "onnx-ir", "onnxscript", "torch")
 
 
@@ -51,10 +52,8 @@ def new_folder(destination: Path, *, force: bool) -> Iterator[Path]:
     """
     if destination.exists() and not force:
         raise ExportError(f"{destination} exists already; give --force to replace it")
-    if force and destination.exists() and not _is_replaceable(destination):
-        raise ExportError(
-            f"{destination} is no bundle, so --force will not replace it; choose another place"
-        )
+    if destination.exists():
+        _check_replaceable(destination)
     temporary: Path | None = None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -128,8 +127,28 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _is_replaceable(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / MANIFEST_NAME).exists() or not any(folder.iterdir()))
+def _check_replaceable(folder: Path) -> None:
+    """Refuse a folder that holds anything but a bundle and what is built from it."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if not (folder / MANIFEST_NAME).is_file():
+        raise ExportError(
+            f"{folder} is no bundle, so --force will not replace it; choose another place"
+        )
+    known = {MANIFEST_NAME, _ENGINES, *_listed_files(folder / MANIFEST_NAME)}
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in known):
+        raise ExportError(
+            f"{folder} holds {foreign[0]}, which its {MANIFEST_NAME} does not list, so --force "
+            "will not replace it; move that away or choose another place"
+        )
+
+
+def _listed_files(manifest: Path) -> list[str]:
+    """Return the files of a bundle, none if its manifest is damaged."""
+    try:
+        return list(json.loads(manifest.read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _move_into_place(temporary: Path, destination: Path) -> None:

@@ -23,13 +23,12 @@ from drl.export.tensor_files import (
     TensorFiles,
     find_weights,
     open_tensors,
+    reading,
 )
 from drl.runtime.errors import CheckpointError, ConfigError
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
-_MOST_LISTED = 12
-"""Tensors that an error names; a wrong configuration can misfit thousands."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,10 @@ class Checkpoint:
         """Read one parameter as fp32.
 
         Raises:
-            CheckpointError: It holds NaN or infinity.
+            CheckpointError: It holds NaN or infinity, or cannot be read.
         """
-        tensor = self._read(name).float()
+        with reading(name):
+            tensor = self._read(name).float()
         if not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
@@ -85,6 +85,11 @@ def load_checkpoint(path: Path, rename: Mapping[str, str] | None = None) -> Chec
     Raises:
         CheckpointError: Something is missing, unreadable, or does not fit the configuration.
     """
+    with reading(path):
+        return _load(path, rename or {})
+
+
+def _load(path: Path, rename: Mapping[str, str]) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}; give a folder with {CONFIG_FILE}")
     if path.is_file() and path.suffix not in (".safetensors", *STATE_DICT_SUFFIXES):
@@ -101,7 +106,7 @@ def load_checkpoint(path: Path, rename: Mapping[str, str] | None = None) -> Chec
         message = str(error).removeprefix("config: ")
         raise ConfigError(f"{folder / CONFIG_FILE}: {message}") from None
     expected = parameter_shapes(described.config)
-    renamed = expand_rename(rename or {}, expected, files.shapes)
+    renamed = expand_rename(rename, expected, files.shapes)
     tensors = {**described.tensors, **{ours: same(name) for ours, name in renamed.items()}}
     ignored = {*described.ignored, *described.copies}
     _check_tensors(expected, tensors, files.shapes, ignored)
@@ -111,7 +116,7 @@ def load_checkpoint(path: Path, rename: Mapping[str, str] | None = None) -> Chec
         described.config,
         expected,
         tokenizer if tokenizer.exists() else None,
-        read_generation_defaults(folder, values),
+        read_generation_defaults(folder, values, described.config.vocab_size),
         lambda name: tensors[name].read(files),
     )
 
@@ -124,6 +129,7 @@ def save_checkpoint(folder: Path, model: DualRouterModel, tokenizer: Path | None
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     tensors = {name: value.contiguous().float() for name, value in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS_FILE)
+    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors makes files for their owner alone
     if tokenizer is not None and tokenizer.resolve() != (folder / TOKENIZER_FILE).resolve():
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
 
@@ -159,16 +165,16 @@ def _check_tensors(
     absent = [_both(ours, names) for ours, names in missing.items() if names]
     absent += [ours for ours in expected if ours not in tensors]
     if absent:
-        mistakes.append("missing: " + _listed(absent))
+        mistakes.append("missing: " + ", ".join(absent))
     if extra := [name for name in found if name not in used and name not in ignored]:
-        mistakes.append("not in the model: " + _listed(extra))
+        mistakes.append("not in the model: " + ", ".join(extra))
     misshaped = [
         f"{_both(ours, source.names)} is {_shape(source, found)}, should be {list(expected[ours])}"
         for ours, source in tensors.items()
         if not missing[ours] and _shape(source, found) != list(expected[ours])
     ]
     if misshaped:
-        mistakes.append("mis-shaped: " + _listed(misshaped))
+        mistakes.append("mis-shaped: " + ", ".join(misshaped))
     if mistakes:
         raise CheckpointError("the weights do not fit the configuration; " + "; ".join(mistakes))
 
@@ -185,13 +191,7 @@ def _check_copies(copies: Mapping[str, str], files: TensorFiles) -> None:
 def _both(ours: str, theirs: Collection[str]) -> str:
     """Name a tensor by our name, and by the foreign ones where those differ."""
     foreign = [name for name in theirs if name != ours]
-    return f"{ours} (from {_listed(foreign)})" if foreign else ours
-
-
-def _listed(names: Collection[str]) -> str:
-    shown = list(names)[:_MOST_LISTED]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    return f"{ours} (from {', '.join(foreign)})" if foreign else ours
 
 
 def _shape(source: Source, found: Mapping[str, Shape]) -> list[int] | str:

@@ -1,16 +1,23 @@
 """`drl-export`: the front door, from a checkpoint to a bundle."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
-from drl.export.exporter import ExportOptions, ExportReport, Precision, Target, export
-from drl.export.parity import ParityReport
-from drl.export.rename import read_rename
+from drl.export.options import ExportOptions, Precision, Target
 from drl.runtime.bundle import Bundle
 from drl.runtime.commands.common import clean_errors, file_size
+from drl.runtime.errors import ExportError
+
+if TYPE_CHECKING:
+    from drl.export.exporter import ExportReport
+    from drl.export.parity import ParityReport
+
+_EXTRA = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
 
 _STAGES = {
     "load": "reading the checkpoint",
@@ -87,6 +94,9 @@ def main(
     The bundle is checked against the PyTorch model before it takes its place; a failed or
     interrupted export leaves nothing behind.
     """
+    with _extra_needed():  # PyTorch takes seconds, and Ctrl-C works from the first
+        from drl.export.exporter import export
+        from drl.export.rename import read_rename
     clock = _StageClock()
     options = ExportOptions(
         target,
@@ -105,7 +115,21 @@ def main(
     click.echo(_describe(Bundle.load(bundle, verify_hashes=False), report))
 
 
-def _describe(bundle: Bundle, report: ExportReport) -> str:
+@contextmanager
+def _extra_needed() -> Iterator[None]:
+    """Say how to install a library of the extra `export` that the block fails to import."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in _EXTRA:
+            raise
+        raise ExportError(
+            f'{library} is not installed, and exporting needs it; run `pip install ".[export]"`'
+        ) from None
+
+
+def _describe(bundle: Bundle, report: "ExportReport") -> str:
     """Return the table that ends an export: files, nodes and parity."""
     lines = ["", f"{bundle.folder}  ({bundle.manifest.target}, {bundle.manifest.precision})"]
     nodes = {graph.file: graph.nodes for graph in bundle.manifest.graphs.values()}
@@ -124,12 +148,14 @@ def _describe(bundle: Bundle, report: ExportReport) -> str:
     return "\n".join(lines)
 
 
-def _describe_parity(parity: ParityReport | None) -> list[str]:
+def _describe_parity(parity: "ParityReport | None") -> list[str]:
     if parity is None:
         return ["  not compared with PyTorch (--no-verify)"]
     positions = sum(path.positions for path in parity.paths)
     lines = [f"  largest difference from PyTorch, over {positions} positions:"]
-    lines += [f"    path {path.path:<12} logits {path.drift:.1e}" for path in parity.paths]
+    for path in parity.paths:
+        absolute = f" ({path.absolute:.1e} absolute)" if path.absolute > path.drift else ""
+        lines.append(f"    path {path.path:<12} logits {path.drift:.1e}{absolute}")
     routes = parity.routes
     if routes.compared:
         lines.append(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drl.runtime.errors import ConfigError
+from drl.runtime.errors import ConfigError, PromptError
+from drl.runtime.generation import GenerationConfig
 
 GENERATION_FILE = "generation_config.json"
 
@@ -47,15 +48,18 @@ class GenerationDefaults:
     left_out: tuple[str, ...] = ()
 
 
-def read_generation_defaults(folder: Path, config: Mapping[str, Any]) -> GenerationDefaults:
+def read_generation_defaults(
+    folder: Path, config: Mapping[str, Any], vocab_size: int
+) -> GenerationDefaults:
     """Read `generation_config.json`, or where there is none the model's `config.json`.
 
     Args:
         folder: The checkpoint.
         config: Its parsed `config.json`, where older checkpoints keep these options.
+        vocab_size: Tokens of the model.
 
     Raises:
-        ConfigError: The file is no JSON object.
+        ConfigError: The file is no JSON object, or a value is one that the runtime refuses.
     """
     path = folder / GENERATION_FILE
     values: Any = config
@@ -71,7 +75,23 @@ def read_generation_defaults(folder: Path, config: Mapping[str, Any]) -> Generat
         for name, neutral in _NEUTRAL.items()
         if values.get(name, neutral) not in (neutral, None, [])
     )
-    return GenerationDefaults(_options(values), left_out)
+    options = _options(values)
+    try:
+        _check(options, vocab_size)
+    except PromptError as error:
+        source = path if path.exists() else folder / "config.json"
+        raise ConfigError(f"{source}: {error}") from None
+    return GenerationDefaults(options, left_out)
+
+
+def _check(options: Mapping[str, Any], vocab_size: int) -> None:
+    """Raise `PromptError` for what no bundle could be loaded with."""
+    config = GenerationConfig.from_options(options)
+    tokens = [*config.stop_token_ids]
+    if config.forced_bos_token_id is not None:
+        tokens.append(config.forced_bos_token_id)
+    if outside := [token for token in tokens if token >= vocab_size]:
+        raise PromptError(f"token id {outside[0]} is outside the vocabulary of {vocab_size}")
 
 
 def _options(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,9 +99,10 @@ def _options(values: Mapping[str, Any]) -> dict[str, Any]:
     # Lengths without `new` count the start token too.
     for old, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         if values.get(old) and new not in options:
-            options[new] = max(int(values[old]) - 1, 0)
+            length = values[old]
+            options[new] = max(length - 1, 0) if type(length) is int else length
     if values.get("do_sample"):
-        options["do_sample"] = True
+        options["do_sample"] = values["do_sample"]
         options |= {name: values[name] for name in _SAMPLING if values.get(name) is not None}
     ends = values.get("eos_token_id")
     if isinstance(ends, list) and len(ends) > 1:

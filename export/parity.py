@@ -1,7 +1,8 @@
 """How far a bundle is from the eager model: what was compared, and how it came out.
 
-Differences are absolute up to a magnitude of 1, and relative to the largest value beyond it: fp32
-has seven digits, and some models' logits reach into the hundreds.
+The differences that decide are absolute up to a magnitude of 1, and relative to the largest value
+beyond it: fp32 has seven digits, and some models' logits reach into the hundreds. The absolute ones
+are recorded beside them.
 """
 
 from collections.abc import Mapping
@@ -52,6 +53,7 @@ class PathParity:
         path: The path's name.
         prefill: Difference over the positions of the first call.
         steps: Difference over the cached single-token steps after it.
+        absolute: Difference over both, absolute whatever the magnitude.
         positions: Logit vectors compared.
         routes: The decoder's choices of experts.
     """
@@ -59,12 +61,13 @@ class PathParity:
     path: str
     prefill: float
     steps: float
+    absolute: float
     positions: int
     routes: RouteParity
 
     @property
     def drift(self) -> float:
-        """The larger of both differences."""
+        """The larger of `prefill` and `steps`, which decides."""
         return max(self.prefill, self.steps)
 
 
@@ -124,8 +127,14 @@ def relative_difference(expected: Tensor, actual: Tensor) -> float:
     """
     if not expected.numel():
         return 0.0
-    difference = (expected - actual).abs().nan_to_num(nan=float("inf")).max()
-    return float(difference / expected.abs().max().clamp(min=1.0))
+    return absolute_difference(expected, actual) / max(float(expected.abs().max()), 1.0)
+
+
+def absolute_difference(expected: Tensor, actual: Tensor) -> float:
+    """Return the largest difference; NaN counts as infinitely far."""
+    if not expected.numel():
+        return 0.0
+    return float((expected - actual).abs().nan_to_num(nan=float("inf")).max())
 
 
 def _rounded(value: float) -> float:

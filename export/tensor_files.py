@@ -3,7 +3,8 @@
 import json
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ WEIGHTS_FILE = "model.safetensors"
 STATE_DICT_SUFFIXES = (".pt", ".pth", ".bin")
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _LFS_MARK = b"version https://git-lfs"
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 Shape = tuple[int, ...]
 
@@ -69,7 +71,21 @@ def open_tensors(paths: list[Path]) -> TensorFiles:
     opened = [_open(path) for path in paths]
     owner = {name: files for files in opened for name in files.shapes}
     shapes = {name: shape for files in opened for name, shape in files.shapes.items()}
-    return TensorFiles(shapes, lambda name: owner[name].read(name))
+    return TensorFiles(shapes, lambda name: _weights(name, owner[name].read(name)))
+
+
+@contextmanager
+def reading(what: Path | str) -> Iterator[None]:
+    """Tell a failure to read apart from one to write.
+
+    Raises:
+        CheckpointError: The block raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"{error.filename or what} cannot be read: {reason}") from error
 
 
 def is_lfs_pointer(path: Path) -> bool:
@@ -78,10 +94,24 @@ def is_lfs_pointer(path: Path) -> bool:
         return file.read(len(_LFS_MARK)) == _LFS_MARK
 
 
+def _weights(name: str, tensor: Tensor) -> Tensor:
+    if tensor.dtype not in _DTYPES:
+        raise CheckpointError(
+            f"tensor `{name}` is of type {_plain(tensor.dtype)}; give weights as fp32, fp16 or bf16"
+        )
+    return tensor
+
+
+def _plain(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")
+
+
 def _shards(index: Path) -> list[Path]:
     try:
         weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
+        if strange := [name for name in names if not isinstance(name, str)]:
+            raise TypeError(f"{strange[0]!r} is no file name")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is no index of shards ({error}); copy it again") from None
     if outside := [name for name in names if Path(name).name != name]:
@@ -120,11 +150,20 @@ def _open_state_dict(path: Path) -> TensorFiles:
             f"{path} is damaged or not a plain state dict ({reason}); copy it again, or save one "
             "with `torch.save(model.state_dict(), path)`"
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise CheckpointError(
             f"{path} holds a {type(state).__name__} that is not name → tensor; save one with "
             "`torch.save(model.state_dict(), path)`"
         )
+    for name, value in state.items():
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            kind = "meta" if value.is_meta else _plain(value.layout)
+            kind = "quantized" if value.is_quantized else kind
+            raise CheckpointError(
+                f"{path}: tensor `{name}` is {kind}; save it dense, with its data"
+            )
     return TensorFiles(
         {name: tuple(value.shape) for name, value in state.items()}, state.__getitem__
     )

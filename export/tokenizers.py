@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from drl.export.sentencepiece_tokenizers import convert_slow
-from drl.export.tensor_files import is_lfs_pointer
+from drl.export.tensor_files import is_lfs_pointer, reading
 from drl.runtime.bundle import TOKENIZER_NAME
 from drl.runtime.errors import CheckpointError
 
@@ -65,16 +65,20 @@ def find_tokenizer(folder: Path, vocab_size: int) -> FoundTokenizer:
         CheckpointError: The tokenizer is damaged, cannot be converted, needs code of its own, or
             has tokens that the model has not.
     """
-    vocabulary = next((name for name in _VOCABULARIES if (folder / name).exists()), None)
-    if (folder / TOKENIZER_NAME).exists():
-        found = _own(folder)
-    elif vocabulary is None:
-        return FoundTokenizer(None, "none in the checkpoint, so prompts are token ids only")
-    else:
-        found = _converted(folder, vocabulary)
+    with reading(folder):
+        found = _find(folder)
     if found.content is not None:
         _check_size(Tokenizer.from_buffer(found.content), vocab_size)
     return found
+
+
+def _find(folder: Path) -> FoundTokenizer:
+    vocabulary = next((name for name in _VOCABULARIES if (folder / name).exists()), None)
+    if (folder / TOKENIZER_NAME).exists():
+        return _own(folder)
+    if vocabulary is None:
+        return FoundTokenizer(None, "none in the checkpoint, so prompts are token ids only")
+    return _converted(folder, vocabulary)
 
 
 def _own(folder: Path) -> FoundTokenizer:

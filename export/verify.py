@@ -14,6 +14,7 @@ from drl.export.parity import (
     ParityReport,
     PathParity,
     RouteParity,
+    absolute_difference,
     relative_difference,
 )
 from drl.runtime.backends import Backend, CrossAttention, Encoding, StepInputs
@@ -30,14 +31,15 @@ class _Drift:
 
     rows: npt.NDArray[np.bool_]
     largest: float = 0.0
+    absolute: float = 0.0
     positions: int = 0
 
     def compare(self, expected: torch.Tensor, actual: npt.NDArray[np.float32]) -> None:
         """Add logits `[B, T, V]` of the rows still compared."""
         rows = torch.from_numpy(self.rows)
-        self.largest = max(
-            self.largest, relative_difference(expected[rows], torch.from_numpy(actual)[rows])
-        )
+        pair = expected[rows], torch.from_numpy(actual)[rows]
+        self.largest = max(self.largest, relative_difference(*pair))
+        self.absolute = max(self.absolute, absolute_difference(*pair))
         self.positions += int(rows.sum()) * expected.shape[1]
 
 
@@ -166,6 +168,7 @@ def _compare_path(
         path=expected.config.paths[path].name,
         prefill=first.largest,
         steps=later.largest,
+        absolute=max(first.absolute, later.absolute),
         positions=first.positions + later.positions,
         routes=routes,
     )

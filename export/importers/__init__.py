@@ -49,7 +49,7 @@ def find_importer(values: Mapping[str, Any]) -> Importer:
         ConfigError: There is no importer for it; the message says what it is.
     """
     kind = values.get("model_type", OWN_TYPE)
-    if kind in FAMILIES:
+    if isinstance(kind, str) and kind in FAMILIES:
         return FAMILIES[kind]
     known = ", ".join(sorted(FAMILIES))
     raise ConfigError(f"model_type {kind!r} {_what_it_is(values)}; known are {known}")

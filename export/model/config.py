@@ -1,6 +1,7 @@
 """The configuration of a dual-router model: one frozen dataclass, checked as a whole."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -203,6 +204,11 @@ _POSITIVE = (
     *("max_source_length", "max_target_length", "norm_eps", "rope_theta"),
     "position_max_distance",
 )
+_LIMITS = {
+    **dict.fromkeys(("max_source_length", "max_target_length"), 2**20),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 1000),
+}
+"""Far beyond any model; a slip of the keyboard ends here and not in an exhausted memory."""
 
 
 def _size_mistakes(config: ModelConfig) -> Iterator[str]:
@@ -210,6 +216,13 @@ def _size_mistakes(config: ModelConfig) -> Iterator[str]:
     for name in _POSITIVE:
         if getattr(config, name) <= 0:
             yield f"`{name}` is {getattr(config, name)}, must be positive"
+    for name, most in _LIMITS.items():
+        if getattr(config, name) > most:
+            yield f"`{name}` is {getattr(config, name)}, must be at most {most}"
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"`{field.name}` is {value}, must be finite"
     for name in ("d_expert", "d_shared"):
         if getattr(config, name) < 0:
             yield f"`{name}` is {getattr(config, name)}, must not be negative"
@@ -286,16 +299,25 @@ def _path_mistakes(config: ModelConfig) -> Iterator[str]:
             yield f"`{where}.layers` is empty, a path runs at least one layer"
         if path.experts_per_token <= 0:
             yield f"`{where}.experts_per_token` is {path.experts_per_token}, must be positive"
-        exact = path.keep_thousandths / KEEP_DENOMINATOR
-        if not 0 < path.keep_ratio <= 1 or abs(exact - path.keep_ratio) > 1e-9:
+        if not _is_keep_ratio(path.keep_ratio):
             yield f"`{where}.keep_ratio` is {path.keep_ratio}, must be whole thousandths in (0, 1]"
         if path.keep_ratio < 1 and config.path_router is None:
             yield f"`{where}.keep_ratio` is below 1, which needs a `path_router` for the saliency"
+    used = {layer for path in config.paths for layer in path.layers}
+    layers = range(min(config.decoder_layers, _LIMITS["decoder_layers"]))
+    if idle := [layer for layer in layers if layer not in used]:
+        yield f"decoder layers {idle} are on no path; leave them out of the model"
     depths = [len(path.layers) for path in config.paths]
     if depths != sorted(depths):
         yield "`paths` must be listed from the fewest layers to the most"
     if len(config.paths) > 1 and config.path_router is None:
         yield "`path_router` is missing, but there is more than one path"
+
+
+def _is_keep_ratio(ratio: float) -> bool:
+    if not 0 < ratio <= 1:
+        return False
+    return abs(round(ratio * KEEP_DENOMINATOR) / KEEP_DENOMINATOR - ratio) <= 1e-9
 
 
 def _layer_mistakes(layers: tuple[int, ...], depth: int, where: str) -> Iterator[str]:

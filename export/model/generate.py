@@ -52,7 +52,7 @@ def generate(
     encoded = model.encode(source, lengths, limits)
     paths = [0 if path is None else path] * len(sources)
     if path is None and model.path_router is not None and encoded.scores is not None:
-        paths = model.path_router.choose(encoded.scores.logits, limits)
+        paths = model.path_router.choose(encoded.scores.logits, [budget] * len(sources))
     results: dict[int, Generated] = {}
     for taken in sorted(set(paths)):
         rows = [row for row, chosen in enumerate(paths) if chosen == taken]

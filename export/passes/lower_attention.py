@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from drl.plugins.ops import DOMAIN as OPERATORS_DOMAIN
+
 DOMAIN = "com.microsoft"
 HEAD_MULTIPLE = 8
 """Head sizes that the kernel takes are multiples of this."""
+_BODY = "/body"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class LowerCachedAttention(ir.passes.InPlacePass):
 
 
 def _is_lowered(node: ir.Node) -> bool:
-    if node.op_type != "CachedAttention":
+    if (node.domain, node.op_type) != (OPERATORS_DOMAIN, "CachedAttention"):
+        return False
+    if (node.name or "").endswith(_BODY):  # the other branch of a node that is lowered already
         return False
     past = node.inputs[3]
     assert past is not None
@@ -105,7 +110,7 @@ def _replace(node: ir.Node, shared: _Shared) -> None:
         node.inputs,
         node.attributes.values(),
         num_outputs=3,
-        name=f"{label}/body",
+        name=f"{label}{_BODY}",
     )
     for branch in (fast, body):
         for own, old in zip(branch.outputs, node.outputs, strict=True):

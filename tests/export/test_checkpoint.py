@@ -79,6 +79,21 @@ def _misfit(tensors: dict[str, torch.Tensor]) -> None:
     del tensors["group_router.prototypes"]
 
 
+def _add_many(tensors: dict[str, torch.Tensor]) -> None:
+    tensors.update({f"extra.{i}": torch.ones(1) for i in range(40)})
+
+
+def _write_index(folder: Path, shard: object) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"a": shard, "b": shard}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _make_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no config": (lambda f: (f / "config.json").unlink(), ["has no config.json"]),
     "empty config": (lambda f: (f / "config.json").write_text(""), ["not valid JSON"]),
@@ -115,6 +130,45 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda f: _replace_by_torch_file(f, {"model": {}, "step": 3}),
         ["not name → tensor"],
     ),
+    "integer keys": (
+        lambda f: _replace_by_torch_file(f, {0: torch.ones(1)}),
+        ["not name → tensor"],
+    ),
+    "sparse": (
+        lambda f: _replace_by_torch_file(f, {"a": torch.eye(3).to_sparse()}),
+        ["tensor `a` is sparse_coo; save it dense"],
+    ),
+    "meta": (
+        lambda f: _replace_by_torch_file(f, {"a": torch.ones(3, device="meta")}),
+        ["tensor `a` is meta"],
+    ),
+    "list as model type": (
+        lambda f: _edit_config(f, model_type=[1]),
+        ["model_type [1] has no importer"],
+    ),
+    "number as shard": (lambda f: _write_index(f, 3), ["is no index of shards"]),
+    "list as shard": (lambda f: _write_index(f, ["x"]), ["is no index of shards"]),
+    "null as shard": (lambda f: _write_index(f, None), ["is no index of shards"]),
+    "endless source": (
+        lambda f: _edit_config(f, max_source_length=10**12),
+        ["`max_source_length` is 1000000000000, must be at most"],
+    ),
+    "many tensors too many": (
+        lambda f: _edit_weights(f, _add_many),
+        [f"extra.{i}" for i in range(40)],
+    ),
+    "config is a folder": (
+        lambda f: _make_folder(f / "config.json"),
+        ["config.json cannot be read: Is a directory"],
+    ),
+    "weights are a folder": (
+        lambda f: _make_folder(f / "model.safetensors"),
+        ["model.safetensors cannot be read: Is a directory"],
+    ),
+    "generation options are a folder": (
+        lambda f: _make_folder(f / "generation_config.json"),
+        ["generation_config.json cannot be read: Is a directory"],
+    ),
 }
 
 
@@ -147,6 +201,20 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, value: float) -> 
 
     _edit_weights(folder, poison)
     with pytest.raises(CheckpointError, match=r"`decoder.layers.2.ffn.up.weight` holds 1 NaN"):
+        load_checkpoint(folder).model()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_of_another_kind_are_refused(folder: Path, dtype: torch.dtype) -> None:
+    def convert(tensors: dict[str, torch.Tensor]) -> None:
+        name = "decoder.layers.2.ffn.up.weight"
+        tensors[name] = tensors[name].to(dtype)
+
+    _edit_weights(folder, convert)
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(
+        CheckpointError, match=rf"`decoder.layers.2.ffn.up.weight` is of type {kind}"
+    ):
         load_checkpoint(folder).model()
 
 

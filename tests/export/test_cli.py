@@ -90,6 +90,34 @@ def test_an_interrupted_export_leaves_nothing(tiny_checkpoint: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+def _run_without(module: str, prelude: str) -> subprocess.CompletedProcess[str]:
+    """Run the command where `prelude` spoils the import of `module`."""
+    code = f"import sys; {prelude.format(module)}\nfrom drl.export.cli import main; main()"
+    command = [sys.executable, "-c", code, "checkpoint", "bundle"]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+
+
+@pytest.mark.parametrize("module", ["torch", "onnx", "onnx_ir", "onnxscript", "safetensors"])
+def test_a_missing_library_is_one_line_that_says_how_to_install_it(module: str) -> None:
+    done = _run_without(module, "sys.modules[{!r}] = None")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {module} is not installed")
+    assert 'pip install ".[export]"' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_interrupt_while_pytorch_is_imported_is_one_line() -> None:
+    finder = """
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())"""
+    done = _run_without("torch", finder)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted\n"
+
+
 @pytest.mark.parametrize("option", ["--target=tpu", "--precision=int3"])
 def test_an_unknown_choice_names_the_known_ones(option: str, tmp_path: Path) -> None:
     done = _run(tmp_path, tmp_path / "out", option)

@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "paths": (PathConfig("half", (0, 1, 2, 3), experts_per_token=2, keep_ratio=0.5),)
     },
     "one experts count": {
-        "paths": (PathConfig("short", (1,)), PathConfig("long", (0, 1, 3), keep_ratio=0.9))
+        "paths": (PathConfig("short", (1,)), PathConfig("long", (0, 1, 2, 3), keep_ratio=0.9))
     },
     "dense": DENSE,
     "post-norm, biases, learned positions": DENSE
@@ -110,6 +110,8 @@ def test_a_bundle_computes_what_the_model_computes(
     report = export(tmp_path / "checkpoint", tmp_path / "bundle", options).parity
     assert report is not None
     assert report.drift <= TOLERANCE
+    for path in report.paths:
+        assert path.drift <= path.absolute <= TOLERANCE
     assert report.encoder <= TOLERANCE
     assert report.routes.wrong == 0
     # rows are only left out of the comparison after a near tie has flipped

@@ -75,6 +75,15 @@ def test_all_faults_of_a_json_document_are_reported_at_once() -> None:
         ({"paths": (PathConfig("a", (0,)), PathConfig("a", (0, 1)))}, "two paths are called 'a'"),
         ({"paths": (PathConfig("a", (0, 1)), PathConfig("b", (0,)))}, "fewest layers to the most"),
         ({"paths": (PathConfig("a", (0,), experts_per_token=0),)}, "must be positive"),
+        ({"paths": (PathConfig("a", (0, 2)),)}, "decoder layers [1, 3] are on no path; leave them"),
+        (
+            {"paths": (PathConfig("a", (0,), keep_ratio=float("nan")),)},
+            "`paths[0].keep_ratio` is nan",
+        ),
+        ({"norm_eps": float("nan")}, "`norm_eps` is nan, must be finite"),
+        ({"attention_scale": float("inf")}, "`attention_scale` is inf, must be finite"),
+        ({"max_source_length": 10**12}, "`max_source_length` is 1000000000000, must be at most"),
+        ({"decoder_layers": 10**12}, "`decoder_layers` is 1000000000000, must be at most 1000"),
     ],
 )
 def test_values_that_do_not_fit_together_are_named(

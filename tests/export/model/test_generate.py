@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from drl.export.model import ModelConfig, generate
+from drl.export.model import ModelConfig, PathConfig, PathRouterConfig, generate
 from drl.export.model.generate import pad
 from tests.models import DENSE, TINY, random_model, random_prompts, tiny_config
 
@@ -62,6 +62,23 @@ def test_a_budget_bounds_the_cost_of_the_path() -> None:
     for budget, most in ((0.0, 0), (0.5, 0), (0.74, 0), (0.75, 1), (1.0, 2)):
         made = generate(model, prompts, budget=budget, max_new_tokens=1)
         assert max(g.path for g in made) <= most
+
+
+def test_a_budget_is_compared_with_the_cost_as_it_was_given() -> None:
+    """0.7 is less in fp32 than in fp64, where 7 of 10 layers cost it; the runtime has fp64."""
+    layers = tuple(range(10))
+    for depth, budget in ((7, 0.7), (6, 0.6), (9, 0.9), (3, 0.3)):
+        paths = (PathConfig("short", layers[:1]), PathConfig("most", layers[:depth]))
+        paths += (PathConfig("full", layers),)
+        router = PathRouterConfig("greedy", threshold=0.5)
+        config = tiny_config(decoder_layers=10, paths=paths, path_router=router)
+        model = random_model(config)
+        assert model.path_router is not None
+        with torch.no_grad():  # unsure of every path, it takes the dearest that fits
+            model.path_router.output.weight.zero_()
+            model.path_router.output.bias.fill_(-100.0)
+        (made,) = generate(model, [[5, 6, 7]], budget=budget, max_new_tokens=1)
+        assert made.path == 1, budget
 
 
 def test_padding_routes_nowhere() -> None:
