@@ -31,4 +31,4 @@ def describe(values: Mapping[str, Any], present: Collection[str]) -> Import:
         position_offset=POSITION_OFFSET,
         **fields,
     )
-    return make_import(config, options, present)
+    return make_import(config, present)

@@ -98,7 +98,6 @@ def refuse_other_norm_order(options: Options, *, before: bool) -> None:
 
 def make_import(
     config: ModelConfig,
-    options: Options,
     present: Collection[str],
     layout: Layout = Layout(),
     experts: Mapping[str, Source] | None = None,
@@ -117,7 +116,6 @@ def make_import(
         dict(_dense_tensors(config, present, layout)) | dict(experts or {}),
         ignored={f"{s}.{name}" for s in stacks for name in ("version", "embed_positions.weights")},
         copies={name: words for name in tables if name != words},
-        forced_bos_token_id=options.get("forced_bos_token_id"),
     )
 
 

@@ -16,7 +16,7 @@ def describe(values: Mapping[str, Any], present: Collection[str]) -> Import:
     options = Options(values, "M2M-100")
     fields = common_fields(options, DEFAULTS, present) | fairseq_positions(options)
     options.finish()
-    return make_import(ModelConfig(**fields), options, present)
+    return make_import(ModelConfig(**fields), present)
 
 
 def fairseq_positions(options: Options) -> dict[str, Any]:

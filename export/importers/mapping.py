@@ -40,18 +40,16 @@ class Import:
 
     Attributes:
         config: The model's configuration.
-        tensors: Our names to their sources; a name is one of `expected_shapes(config)`.
+        tensors: Our names to their sources; a name is one of `parameter_shapes(config)`.
         ignored: Foreign tensors that carry nothing of their own, such as position tables that
             follow from the configuration.
         copies: Foreign tensors to the ones that they must equal, for those that are stored twice.
-        forced_bos_token_id: The token that must come first, or None.
     """
 
     config: ModelConfig
     tensors: Mapping[str, Source]
     ignored: Collection[str] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
-    forced_bos_token_id: int | None = None
 
 
 Importer = Callable[[Mapping[str, Any], Collection[str]], Import]

@@ -27,4 +27,4 @@ def describe(values: Mapping[str, Any], present: Collection[str]) -> Import:
     options.refuse("decoder_vocab_size", (fields["vocab_size"], None), ONE_VOCABULARY)
     options.finish()
     config = ModelConfig(norm_position="post", **fields)
-    return make_import(config, options, present)
+    return make_import(config, present)

@@ -26,4 +26,4 @@ def describe(values: Mapping[str, Any], present: Collection[str]) -> Import:
     config = ModelConfig(
         embedding_norm=True, position="learned", position_offset=POSITION_OFFSET, **fields
     )
-    return make_import(config, options, present)
+    return make_import(config, present)

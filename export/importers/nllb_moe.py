@@ -31,7 +31,7 @@ def describe(values: Mapping[str, Any], present: Collection[str]) -> Import:
         for i in getattr(config, f"{stack}_sparse_layers"):
             theirs = f"{prefix_of(present)}{stack}.layers.{i}.ffn"
             experts |= dict(_experts(config, f"{stack}.layers.{i}.ffn", theirs))
-    return make_import(config, options, present, LAYOUT, experts)
+    return make_import(config, present, LAYOUT, experts)
 
 
 def _routing(options: Options, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,4 +23,4 @@ def describe(values: Mapping[str, Any], present: Collection[str]) -> Import:
     fields = common_fields(options, DEFAULTS, present) | static_positions(present)
     refuse_other_norm_order(options, before=True)
     options.finish()
-    return make_import(ModelConfig(**fields), options, present)
+    return make_import(ModelConfig(**fields), present)

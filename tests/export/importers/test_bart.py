@@ -143,10 +143,12 @@ def test_lists_a_norm_too_many(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-def test_keeps_the_language_that_generation_begins_with() -> None:
-    assert _describe("mbart", decoder_start_token_id=2).forced_bos_token_id is None
-    given = _describe("mbart", decoder_start_token_id=2, forced_bos_token_id=7)
-    assert given.forced_bos_token_id == 7
+def test_keeps_the_language_that_generation_begins_with(tmp_path: Path) -> None:
+    save_random(spec(MBART, decoder_start_token_id=78), tmp_path)
+    assert "forced_bos_token_id" not in load_checkpoint(tmp_path).generation.options
+    options = tmp_path / "generation_config.json"
+    options.write_text('{"forced_bos_token_id": 7}', encoding="utf-8")
+    assert load_checkpoint(tmp_path).generation.options["forced_bos_token_id"] == 7
 
 
 def test_starts_with_the_first_token_of_sources_where_no_start_is_given() -> None:
