@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drl.runtime.errors import ConfigError, PromptError
+from drl.runtime.errors import ConfigError, RequestError
 from drl.runtime.generation import GenerationConfig
 
 GENERATION_FILE = "generation_config.json"
@@ -78,20 +78,20 @@ def read_generation_defaults(
     options = _options(values)
     try:
         _check(options, vocab_size)
-    except PromptError as error:
+    except RequestError as error:
         source = path if path.exists() else folder / "config.json"
         raise ConfigError(f"{source}: {error}") from None
     return GenerationDefaults(options, left_out)
 
 
 def _check(options: Mapping[str, Any], vocab_size: int) -> None:
-    """Raise `PromptError` for what no bundle could be loaded with."""
+    """Raise `RequestError` for what no bundle could be loaded with."""
     config = GenerationConfig.from_options(options)
     tokens = [*config.stop_token_ids]
     if config.forced_bos_token_id is not None:
         tokens.append(config.forced_bos_token_id)
     if outside := [token for token in tokens if token >= vocab_size]:
-        raise PromptError(f"token id {outside[0]} is outside the vocabulary of {vocab_size}")
+        raise RequestError(f"token id {outside[0]} is outside the vocabulary of {vocab_size}")
 
 
 def _options(values: Mapping[str, Any]) -> dict[str, Any]:

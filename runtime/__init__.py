@@ -12,7 +12,7 @@ from drl.runtime.errors import (
     ConfigError,
     DrlError,
     ExportError,
-    PromptError,
+    RequestError,
 )
 from drl.runtime.generation import GenerationConfig
 from drl.runtime.results import Experts, GenerationResult, Piece, Timings
@@ -30,6 +30,6 @@ __all__ = [
     "GenerationConfig",
     "GenerationResult",
     "Piece",
-    "PromptError",
+    "RequestError",
     "Timings",
 ]

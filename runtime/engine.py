@@ -11,7 +11,7 @@ from typing import Any, Self
 from drl.runtime.arrays import Array
 from drl.runtime.backends import Backend, open_backend
 from drl.runtime.bundle import Bundle
-from drl.runtime.errors import BackendError, BundleError, PromptError, check_count
+from drl.runtime.errors import BackendError, BundleError, RequestError, check_count
 from drl.runtime.generation import GenerationConfig
 from drl.runtime.paths import AUTO
 from drl.runtime.request import Request, RequestBuilder
@@ -52,7 +52,7 @@ class Engine:
             )
         try:
             defaults = self.configure()
-        except PromptError as error:
+        except RequestError as error:
             raise BundleError(
                 f"bundle.json: generation: {error}; export the checkpoint again"
             ) from None
@@ -106,7 +106,7 @@ class Engine:
         """How this bundle generates by default, with some options of `GenerationConfig` changed.
 
         Raises:
-            PromptError: An option is unknown or wrong.
+            RequestError: An option is unknown or wrong.
         """
         return GenerationConfig.from_defaults(self._bundle.manifest.generation, options)
 
@@ -114,12 +114,12 @@ class Engine:
         """The id of a token given by its text, such as `fra_Latn`, or by its id.
 
         Raises:
-            PromptError: The vocabulary has no such token.
+            RequestError: The vocabulary has no such token.
         """
         if isinstance(token, str) and not (token.isascii() and token.isdigit()):
             found = self._tokenizer.token_id(token) if self._tokenizer else None
             if found is None:
-                raise PromptError(f"there is no token {token!r} in the bundle's vocabulary")
+                raise RequestError(f"there is no token {token!r} in the bundle's vocabulary")
             return found
         return int(token)
 
@@ -135,7 +135,7 @@ class Engine:
         """Check a prompt and its options, and make the request that `run` takes.
 
         Raises:
-            PromptError: The request cannot be served.
+            RequestError: The request cannot be served.
         """
         return self._requests.build(prompt, config, path, budget, return_experts)
 
@@ -165,11 +165,11 @@ class Engine:
             A result per prompt, in their order.
 
         Raises:
-            PromptError: A request cannot be served; nothing was generated.
+            RequestError: A request cannot be served; nothing was generated.
         """
         if isinstance(prompts, str) or not isinstance(prompts, abc.Sequence):
             kind = type(prompts).__name__
-            raise PromptError(f"prompts must be a list of prompts, not {kind}; wrap one in [ ]")
+            raise RequestError(f"prompts must be a list of prompts, not {kind}; wrap one in [ ]")
         configs = _per_prompt(config, len(prompts))
         requests = [
             self._requests.build(prompt, each, path, budget, return_experts, f"prompt {index}")
@@ -219,7 +219,7 @@ class Engine:
         the sequence's place to others. Arguments are those of `generate`, for one prompt.
 
         Raises:
-            PromptError: The request cannot be served; raised by the call, not by the first piece.
+            RequestError: The request cannot be served; raised by the call, not by the first piece.
         """
         request = self.request(
             prompt, config, path=path, budget=budget, return_experts=return_experts
@@ -317,9 +317,9 @@ def _per_prompt(config: Configs, count: int) -> abc.Sequence[GenerationConfig | 
         return [config] * count
     if not isinstance(config, abc.Sequence):
         kind = type(config).__name__
-        raise PromptError(f"config must be a GenerationConfig or a list of them, not {kind}")
+        raise RequestError(f"config must be a GenerationConfig or a list of them, not {kind}")
     if len(config) != count:
-        raise PromptError(f"there are {len(config)} configs for {count} prompts; give one each")
+        raise RequestError(f"there are {len(config)} configs for {count} prompts; give one each")
     return config
 
 

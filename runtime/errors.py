@@ -14,7 +14,7 @@ class BundleError(DrlError):
     """A bundle is missing, damaged, of a newer format, or not a bundle at all."""
 
 
-class PromptError(DrlError):
+class RequestError(DrlError):
     """A request cannot be served: its text, token ids, path, limits or options are wrong."""
 
 

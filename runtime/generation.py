@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from drl.runtime.errors import PromptError, shorten
+from drl.runtime.errors import RequestError, shorten
 
 _SAMPLING = frozenset({"do_sample", "temperature", "top_k", "top_p", "min_p"})
 
@@ -52,7 +52,7 @@ class GenerationConfig:
         top_logprobs: Report so many likeliest tokens at each step.
 
     Raises:
-        PromptError: A value is wrong; the message lists every mistake.
+        RequestError: A value is wrong; the message lists every mistake.
     """
 
     max_new_tokens: int | None = None
@@ -77,14 +77,14 @@ class GenerationConfig:
         self._check_stops(mistakes)
         self._check_reports(mistakes)
         if mistakes:
-            raise PromptError("generation options: " + "; ".join(mistakes))
+            raise RequestError("generation options: " + "; ".join(mistakes))
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
         """Build a config from named options, as a JSON document or a command line gives them.
 
         Raises:
-            PromptError: An option is unknown (the nearest known name is given) or wrong.
+            RequestError: An option is unknown (the nearest known name is given) or wrong.
         """
         known = [field.name for field in fields(cls)]
         unknown = []
@@ -93,7 +93,7 @@ class GenerationConfig:
                 close = difflib.get_close_matches(str(name), known, 1)
                 unknown.append(f"{name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
         if unknown:
-            raise PromptError(f"unknown generation option {', '.join(unknown)}")
+            raise RequestError(f"unknown generation option {', '.join(unknown)}")
         return cls(**options)
 
     @classmethod
@@ -104,7 +104,7 @@ class GenerationConfig:
         neither.
 
         Raises:
-            PromptError: See `from_options`.
+            RequestError: See `from_options`.
         """
         resampled = bool(_SAMPLING & options.keys())
         kept = {n: v for n, v in defaults.items() if not (resampled and n in _SAMPLING)}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from drl.runtime.arrays import Float32
-from drl.runtime.errors import PromptError
+from drl.runtime.errors import RequestError
 from drl.runtime.manifest import PathInfo, RouterInfo
 
 AUTO = "auto"
@@ -50,7 +50,7 @@ def find_path(paths: Sequence[PathInfo], path: object) -> int | None:
     A string that is no name may be an index in digits, as commands receive it.
 
     Raises:
-        PromptError: There is no such path; the message lists those there are.
+        RequestError: There is no such path; the message lists those there are.
     """
     names = [info.name for info in paths]
     if isinstance(path, str):
@@ -64,10 +64,10 @@ def find_path(paths: Sequence[PathInfo], path: object) -> int | None:
         if 0 <= path < len(names):
             return int(path)
     else:
-        raise PromptError(f"path must be a name or an index, not {type(path).__name__}")
+        raise RequestError(f"path must be a name or an index, not {type(path).__name__}")
     known = ", ".join([AUTO, *names])
     close = difflib.get_close_matches(path, [AUTO, *names], 1) if isinstance(path, str) else []
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise PromptError(
+    raise RequestError(
         f"there is no path {path!r}; {hint}this bundle has {known} (or 0 to {len(names) - 1})"
     )

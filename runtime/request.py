@@ -5,7 +5,7 @@ from numbers import Integral, Real
 
 import numpy as np
 
-from drl.runtime.errors import PromptError, shorten
+from drl.runtime.errors import RequestError, shorten
 from drl.runtime.generation import GenerationConfig
 from drl.runtime.manifest import Manifest
 from drl.runtime.paths import AUTO, find_path
@@ -57,12 +57,12 @@ class RequestBuilder:
         `name` is what messages call the prompt.
 
         Raises:
-            PromptError: The prompt is of another type, empty, longer than the model reads or holds
+            RequestError: The prompt is of another type, empty, longer than the model reads or holds
                 unknown ids; the path is unknown; or an option exceeds the model's limits.
         """
         config = self._defaults if config is None else config
         if not isinstance(config, GenerationConfig):
-            raise PromptError(f"config must be a GenerationConfig, not {type(config).__name__}")
+            raise RequestError(f"config must be a GenerationConfig, not {type(config).__name__}")
         return Request(
             tokens=self._tokens(prompt, name),
             config=config,
@@ -77,30 +77,30 @@ class RequestBuilder:
         tokens = self._encode(str(prompt), name) if text else _token_ids(prompt, name)
         longest = self._manifest.limits.max_source_length
         if not tokens:
-            raise PromptError(f"{name} is empty; give it at least one token")
+            raise RequestError(f"{name} is empty; give it at least one token")
         if len(tokens) > longest:
-            raise PromptError(
+            raise RequestError(
                 f"{name} has {len(tokens)} tokens and the model reads {longest}; shorten it"
             )
         vocab_size = self._manifest.limits.vocab_size
         for token in tokens:
             if not 0 <= token < vocab_size:
-                raise PromptError(
+                raise RequestError(
                     f"{name} has token id {token}; the vocabulary is 0 to {vocab_size - 1}"
                 )
         return tokens
 
     def _encode(self, text: str, name: str) -> tuple[int, ...]:
         if self._tokenizer is None:
-            raise PromptError(
+            raise RequestError(
                 f"{name} is text and the bundle has no tokenizer.json; give it as token ids"
             )
         if not text.strip():
-            raise PromptError(f"{name} is empty; give it some text")
+            raise RequestError(f"{name} is empty; give it some text")
         try:
             return tuple(self._tokenizer.encode(text))
-        except PromptError as error:
-            raise PromptError(f"{name}: {error}") from None
+        except RequestError as error:
+            raise RequestError(f"{name}: {error}") from None
 
     def _max_new_tokens(self, config: GenerationConfig) -> int:
         limits = self._manifest.limits
@@ -108,18 +108,18 @@ class RequestBuilder:
         if wanted is None:
             wanted = limits.max_target_length
         if wanted > limits.max_target_length:
-            raise PromptError(
+            raise RequestError(
                 f"max_new_tokens {wanted} exceeds the model's cache of {limits.max_target_length}"
             )
         if config.min_new_tokens > wanted:
-            raise PromptError(
+            raise RequestError(
                 f"min_new_tokens {config.min_new_tokens} exceeds the model's cache of {wanted}"
             )
         named = [("stop_token_ids", token) for token in config.stop_token_ids]
         named.append(("forced_bos_token_id", config.forced_bos_token_id or 0))
         for name, token in named:
             if token >= limits.vocab_size:
-                raise PromptError(
+                raise RequestError(
                     f"{name}: {token} is out of range; the vocabulary has 0 to "
                     f"{limits.vocab_size - 1}"
                 )
@@ -129,23 +129,23 @@ class RequestBuilder:
 def _token_ids(prompt: object, name: str) -> tuple[int, ...]:
     if isinstance(prompt, np.ndarray):
         if prompt.ndim != 1 or not np.issubdtype(prompt.dtype, np.integer):
-            raise PromptError(
+            raise RequestError(
                 f"{name} must be a one-dimensional array of integers, not of {prompt.dtype} "
                 f"with {prompt.ndim} dimensions"
             )
         return tuple(prompt.tolist())
     if not isinstance(prompt, list | tuple):
-        raise PromptError(
+        raise RequestError(
             f"{name} must be a string or a list of token ids, not {type(prompt).__name__}"
         )
     for item in prompt:
         if isinstance(item, bool) or not isinstance(item, Integral):
-            raise PromptError(f"{name} holds {item!r}; token ids are integers")
+            raise RequestError(f"{name} holds {item!r}; token ids are integers")
     return tuple(int(item) for item in prompt)
 
 
 def _budget(budget: object) -> float:
     number = isinstance(budget, Real) and not isinstance(budget, bool)
     if not number or not 0.0 <= budget <= 1.0:  # type: ignore[operator]
-        raise PromptError(f"budget must be a number from 0 to 1, not {shorten(budget)}")
+        raise RequestError(f"budget must be a number from 0 to 1, not {shorten(budget)}")
     return float(budget)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from typing import Self
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from drl.runtime.errors import BundleError, PromptError
+from drl.runtime.errors import BundleError, RequestError
 
 REPLACEMENT = "\ufffd"
 
@@ -105,12 +105,12 @@ class Tokenizer:
         """Token ids of `text`, with the special tokens that the tokenizer's post-processor adds.
 
         Raises:
-            PromptError: The text holds half a surrogate pair, which is no Unicode text.
+            RequestError: The text holds half a surrogate pair, which is no Unicode text.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise PromptError(
+            raise RequestError(
                 f"the text is not valid Unicode at character {error.start}; "
                 "decode its bytes with the right encoding"
             ) from None

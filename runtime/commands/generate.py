@@ -12,7 +12,7 @@ from drl.runtime.commands.common import clean_errors, print_error
 from drl.runtime.commands.jsonl import STANDARD_INPUT, Defaults, Job, count_lines, run_file
 from drl.runtime.commands.rendering import json_line, result_note, result_record
 from drl.runtime.engine import Engine
-from drl.runtime.errors import PromptError
+from drl.runtime.errors import RequestError
 from drl.runtime.generation import GenerationConfig
 from drl.runtime.request import Request
 from drl.runtime.results import GenerationResult
@@ -156,7 +156,7 @@ def _labelled(text: tuple[str, ...]) -> list[tuple[str, str]]:
 def _standard_input() -> Iterator[tuple[str, str]]:
     """The lines of standard input that are not blank, with what errors call them."""
     if sys.stdin is None:
-        raise PromptError("standard input is closed; give TEXT or --input")
+        raise RequestError("standard input is closed; give TEXT or --input")
     found = False
     for number, line in enumerate(sys.stdin.buffer, 1):
         label = f"standard input, line {number}: "
@@ -165,14 +165,14 @@ def _standard_input() -> Iterator[tuple[str, str]]:
             found = True
             yield label, prompt
     if not found:
-        raise PromptError("standard input holds no prompt; give TEXT or lines of text")
+        raise RequestError("standard input holds no prompt; give TEXT or lines of text")
 
 
 def _decode_line(line: bytes, label: str = "") -> str:
     try:
         return line.decode().strip("\r\n")
     except UnicodeDecodeError as error:
-        raise PromptError(
+        raise RequestError(
             f"{label}not UTF-8 at byte {error.start + 1}; convert it, for example with iconv"
         ) from None
 
@@ -218,7 +218,7 @@ class _Printer:
                 prompt = _decode_line(line)
                 if prompt.strip():
                     self._print_stream(self._request("", prompt))
-            except PromptError as error:
+            except RequestError as error:
                 print_error(str(error))
 
     def _request(self, label: str, prompt: str) -> Request:
@@ -231,8 +231,8 @@ class _Printer:
                 budget=given.budget,
                 return_experts=given.return_experts,
             )
-        except PromptError as error:
-            raise PromptError(f"{label}{error}") from None
+        except RequestError as error:
+            raise RequestError(f"{label}{error}") from None
 
     def _print_result(self, prompt: str, result: GenerationResult) -> None:
         if self._as_json:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from drl.runtime.commands.rendering import json_line, result_record
 from drl.runtime.engine import Engine
-from drl.runtime.errors import DrlError, PromptError
+from drl.runtime.errors import DrlError, RequestError
 from drl.runtime.request import Request
 
 
@@ -74,7 +74,7 @@ class Job:
             try:
                 document = _parse(line)
                 request = self._request(document)
-            except PromptError as error:
+            except RequestError as error:
                 self.failed += 1
                 self.report(number, str(error))
                 ready[number] = {"line": number, "error": str(error)}
@@ -134,11 +134,11 @@ def _parse(line: bytes) -> dict[str, Any]:
     try:
         document = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise PromptError(f"the line is not UTF-8 at byte {error.start + 1}") from None
+        raise RequestError(f"the line is not UTF-8 at byte {error.start + 1}") from None
     except (ValueError, RecursionError) as error:
-        raise PromptError(f"the line is not JSON: {error}") from None
+        raise RequestError(f"the line is not JSON: {error}") from None
     if not isinstance(document, dict) or "prompt" not in document:
-        raise PromptError('the line must be an object with a "prompt"')
+        raise RequestError('the line must be an object with a "prompt"')
     return document
 
 

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from drl.export import ExportOptions, export, save_checkpoint
-from drl.runtime import Engine, GenerationConfig, PromptError
+from drl.runtime import Engine, GenerationConfig, RequestError
 from examples.translation import translate as example
 from tests.models import DENSE, random_model, tiny_config
 
@@ -47,7 +47,7 @@ def test_texts_are_translated_into_the_language_that_is_asked_for(bundle: Path) 
 
 
 def test_an_unknown_language_is_named(bundle: Path) -> None:
-    with pytest.raises(PromptError, match="no token 'xx_Latn'"):
+    with pytest.raises(RequestError, match="no token 'xx_Latn'"):
         example.translate(str(bundle), TEXTS, to="xx_Latn")
 
 

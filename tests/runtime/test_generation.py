@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from drl.runtime import GenerationConfig, PromptError
+from drl.runtime import GenerationConfig, RequestError
 
 
 def test_greedy_is_the_default() -> None:
@@ -27,7 +27,7 @@ def test_when_tokens_are_drawn(options: dict[str, object], samples: bool) -> Non
 
 
 def test_all_mistakes_are_reported_at_once() -> None:
-    with pytest.raises(PromptError) as caught:
+    with pytest.raises(RequestError) as caught:
         GenerationConfig(
             max_new_tokens=0,
             min_new_tokens=-1,
@@ -79,14 +79,14 @@ def test_all_mistakes_are_reported_at_once() -> None:
     ],
 )
 def test_a_mistake(options: dict[str, object], message: str) -> None:
-    with pytest.raises(PromptError, match=message):
+    with pytest.raises(RequestError, match=message):
         GenerationConfig.from_options(options)
 
 
 def test_unknown_options_are_answered_with_the_nearest_known_one() -> None:
-    with pytest.raises(PromptError, match=r"'max_tokens' \(did you mean 'max_new_tokens'\?\)"):
+    with pytest.raises(RequestError, match=r"'max_tokens' \(did you mean 'max_new_tokens'\?\)"):
         GenerationConfig.from_options({"max_tokens": 3})
-    with pytest.raises(PromptError, match="unknown generation option 'xyz', 'topk'"):
+    with pytest.raises(RequestError, match="unknown generation option 'xyz', 'topk'"):
         GenerationConfig.from_options({"xyz": 3, "topk": 1})
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drl.runtime import PromptError
+from drl.runtime import RequestError
 from drl.runtime.manifest import PathInfo, RouterInfo
 from drl.runtime.paths import choose_path, find_path
 
@@ -69,13 +69,13 @@ def test_paths_are_found_by_name_and_index(path: object, expected: int | None) -
 
 @pytest.mark.parametrize("path", ["d", "", "3", "-1", 3, -1, "9" * 5000, "½"])
 def test_unknown_paths_are_answered_with_the_known_ones(path: object) -> None:
-    with pytest.raises(PromptError, match=r"this bundle has auto, a, b, c \(or 0 to 2\)"):
+    with pytest.raises(RequestError, match=r"this bundle has auto, a, b, c \(or 0 to 2\)"):
         find_path(PATHS, path)
 
 
 @pytest.mark.parametrize("path", [None, True, 1.0, ["a"]])
 def test_paths_of_other_types_are_refused(path: object) -> None:
-    with pytest.raises(PromptError, match="must be a name or an index"):
+    with pytest.raises(RequestError, match="must be a name or an index"):
         find_path(PATHS, path)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drl.runtime import Engine, GenerationConfig, PromptError
+from drl.runtime import Engine, GenerationConfig, RequestError
 from tests.runtime.toy import VOCAB_SIZE, ToyBackend, toy_bundle, toy_engine
 
 
@@ -41,7 +41,7 @@ def test_bad_prompts_are_refused_before_any_work(
 ) -> None:
     bundle = toy_bundle(tmp_path)
     backend = ToyBackend(bundle.manifest)
-    with Engine(bundle, backend) as engine, pytest.raises(PromptError, match=message):
+    with Engine(bundle, backend) as engine, pytest.raises(RequestError, match=message):
         engine.generate(prompts)  # type: ignore[arg-type]
     assert backend.encoded_rows == []
 
@@ -67,15 +67,15 @@ def test_bad_prompts_are_refused_before_any_work(
     ],
 )
 def test_bad_options_are_refused(engine: Engine, options: dict, message: str) -> None:
-    with pytest.raises(PromptError, match=message):
+    with pytest.raises(RequestError, match=message):
         engine.generate([[5]], **options)
-    with pytest.raises(PromptError):
+    with pytest.raises(RequestError):
         engine.stream([5], **options)
 
 
 def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
     with toy_engine(tmp_path, tokenizer=False) as engine:
-        with pytest.raises(PromptError, match="prompt 1 is text and the bundle has no tokenizer"):
+        with pytest.raises(RequestError, match="prompt 1 is text and the bundle has no tokenizer"):
             engine.generate([[4], "text"])
         (result,) = engine.generate([[4, 5]])
         assert result.text == ""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drl.runtime import BundleError, PromptError
+from drl.runtime import BundleError, RequestError
 from drl.runtime.text import Cleaner, Tokenizer, clean_text
 from tests.runtime.toy import EOS, byte_tokenizer
 
@@ -113,7 +113,7 @@ def test_training_leftovers_do_not_change_prompts() -> None:
 
 
 def test_half_a_surrogate_pair_is_refused() -> None:
-    with pytest.raises(PromptError, match="not valid Unicode at character 2"):
+    with pytest.raises(RequestError, match="not valid Unicode at character 2"):
         Tokenizer(byte_tokenizer()).encode("ab\ud83d")
 
 

@@ -4,7 +4,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from drl.runtime import PromptError
+from drl.runtime import RequestError
 from drl.runtime.commands.common import clean_errors, file_size, table
 
 
@@ -26,7 +26,7 @@ def test_success_is_left_alone() -> None:
 
 
 def test_a_users_mistake_is_one_line_and_status_1() -> None:
-    assert run(PromptError("it is\nwrong")) == (1, "", "error: it is wrong\n")
+    assert run(RequestError("it is\nwrong")) == (1, "", "error: it is wrong\n")
 
 
 def test_an_interrupt_is_status_130() -> None:
