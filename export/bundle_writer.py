@@ -184,6 +184,7 @@ def _fitting(generation: Mapping[str, Any], config: ModelConfig) -> dict[str, An
     """Return generation defaults that ask for no more tokens than the model's cache holds."""
     longest = config.max_target_length
     limits = {"max_new_tokens": longest, "min_new_tokens": longest}
+    limits |= {"max_length": longest + 1, "min_length": longest + 1}  # with the start token
     return {n: min(v, limits[n]) if n in limits else v for n, v in generation.items()}
 
 

@@ -15,7 +15,9 @@ from drl.runtime.errors import (
     RequestError,
 )
 from drl.runtime.generation import GenerationConfig
+from drl.runtime.processors import DecodingState, LogitsProcessor
 from drl.runtime.results import Experts, GenerationResult, Piece, Timings
+from drl.runtime.scoring import Score
 
 __all__ = [
     "BackendError",
@@ -23,13 +25,16 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "ConfigError",
+    "DecodingState",
     "DrlError",
     "Engine",
     "Experts",
     "ExportError",
     "GenerationConfig",
     "GenerationResult",
+    "LogitsProcessor",
     "Piece",
     "RequestError",
+    "Score",
     "Timings",
 ]

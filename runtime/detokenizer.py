@@ -1,6 +1,8 @@
 """Token ids to text while they arrive: whole characters, stop strings withheld, cleaned up."""
 
+import copy
 from collections.abc import Sequence
+from typing import Self
 
 from drl.runtime.text import REPLACEMENT, Cleaner, Tokenizer, remove_illegal
 
@@ -22,6 +24,12 @@ class TokenDecoder:
         self._window: list[int] = []
         self._read = 0  # how many tokens of the window have given their text
         self._read_text = ""
+
+    def fork(self) -> Self:
+        """A decoder that goes on from here by itself."""
+        twin = copy.copy(self)
+        twin._window = list(self._window)
+        return twin
 
     def push(self, token: int) -> str:
         """Add a token; return the text that it completes, which may be empty."""
@@ -58,8 +66,22 @@ class Detokenizer:
         self._cleaner = Cleaner()
         self._stop_strings = tuple(stop_strings)
         self._raw = ""  # decoded, not yet released: it may be the beginning of a stop string
+        self._given = 0  # how much of that was not generated
         self.stopped = False
         """Whether a stop string came; what is pushed after it is ignored."""
+
+    def fork(self) -> Self:
+        """A detokenizer that goes on from here by itself, as beams do that share a beginning."""
+        twin = copy.copy(self)
+        twin._decoder = self._decoder.fork()
+        twin._cleaner = copy.copy(self._cleaner)
+        return twin
+
+    def give(self, token: int) -> str:
+        """As `push`, for a token of a prefix: a stop string has to end behind it to count."""
+        self._raw += remove_illegal(self._decoder.push(token))
+        self._given = len(self._raw)
+        return self._settle(self._given - self._held_back())
 
     def push(self, token: int) -> str:
         """Add a token; return the clean text that is settled by it."""
@@ -74,13 +96,20 @@ class Detokenizer:
             return ""
         # Stop strings are looked for in what the reader will see, but for the white space.
         self._raw += remove_illegal(new)
-        found = [at for stop in self._stop_strings if (at := self._raw.find(stop)) >= 0]
+        found = [at for stop in self._stop_strings if (at := self._find(stop)) >= 0]
         if found:
             self.stopped = True
-            settled = min(found)
-        else:
-            settled = len(self._raw) - (0 if final else self._held_back())
-        released, self._raw = self._raw[:settled], self._raw[settled:]
+            return self._settle(min(found))
+        return self._settle(len(self._raw) - (0 if final else self._held_back()))
+
+    def _find(self, stop: str) -> int:
+        """Where a stop string begins that ends in what was generated; -1 if there is none."""
+        return self._raw.find(stop, max(0, self._given - len(stop) + 1))
+
+    def _settle(self, length: int) -> str:
+        """Release the beginning of the raw text, cleaned."""
+        released, self._raw = self._raw[:length], self._raw[length:]
+        self._given = max(0, self._given - length)
         return self._cleaner.feed(released)
 
     def _held_back(self) -> int:

@@ -1,23 +1,29 @@
 """The engine: what an application embeds to generate text from a bundle."""
 
+import asyncio
+import contextlib
+import functools
 import threading
-from collections import abc, deque
-from collections.abc import Iterable, Iterator
-from itertools import islice
+import time
+from collections import abc
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from drl.runtime.aio import watch
 from drl.runtime.arrays import Array
 from drl.runtime.backends import Backend, open_backend
 from drl.runtime.bundle import Bundle
-from drl.runtime.errors import BackendError, BundleError, RequestError, check_count
+from drl.runtime.decoding import SequenceGroup
+from drl.runtime.errors import BundleError, DrlError, RequestError, check_count
 from drl.runtime.generation import GenerationConfig
 from drl.runtime.paths import AUTO
+from drl.runtime.processors import LogitsProcessor
 from drl.runtime.request import Request, RequestBuilder
 from drl.runtime.results import GenerationResult, Piece
-from drl.runtime.scheduler import Scheduler
-from drl.runtime.sequence import Sequence
+from drl.runtime.scoring import Score
+from drl.runtime.service import Service
 from drl.runtime.text import Tokenizer
 
 Prompt = str | abc.Sequence[int] | Array
@@ -42,7 +48,6 @@ class Engine:
         check_count("max_batch_size", max_batch_size)
         self._bundle = bundle
         self._backend = backend
-        self._max_batch_size = max_batch_size
         file = bundle.tokenizer_file
         self._tokenizer = Tokenizer.load(file) if file else None
         if self._tokenizer and self._tokenizer.vocab_size > bundle.manifest.limits.vocab_size:
@@ -56,11 +61,8 @@ class Engine:
             raise BundleError(
                 f"bundle.json: generation: {error}; export the checkpoint again"
             ) from None
-        self._requests = RequestBuilder(bundle.manifest, self._tokenizer, defaults)
-        self._scheduler = Scheduler(backend, bundle.manifest, max_batch_size)
-        self._lock = threading.Lock()
-        self._abandoned: deque[Sequence] = deque()
-        self._closed = False
+        self._requests = RequestBuilder(bundle.manifest, self._tokenizer, defaults, max_batch_size)
+        self._service = Service(backend, bundle.manifest, max_batch_size)
 
     @classmethod
     def from_bundle(
@@ -131,13 +133,22 @@ class Engine:
         path: str | int = AUTO,
         budget: float = 1.0,
         return_experts: bool = False,
+        prefix: Prompt | None = None,
+        processors: abc.Sequence[LogitsProcessor] = (),
+        name: str = "the prompt",
+        **options: Any,
     ) -> Request:
         """Check a prompt and its options, and make the request that `run` takes.
+
+        Arguments are those of `generate`, for one prompt, which messages call `name`.
 
         Raises:
             RequestError: The request cannot be served.
         """
-        return self._requests.build(prompt, config, path, budget, return_experts)
+        config = self._config(config, options)
+        return self._requests.build(
+            prompt, config, path, budget, return_experts, prefix, processors, name
+        )
 
     def generate(
         self,
@@ -147,6 +158,11 @@ class Engine:
         path: str | int = AUTO,
         budget: float = 1.0,
         return_experts: bool = False,
+        prefixes: abc.Sequence[Prompt | None] | None = None,
+        processors: abc.Sequence[LogitsProcessor] = (),
+        cancel: threading.Event | None = None,
+        on_piece: Callable[[int, Piece], None] | None = None,
+        **options: Any,
     ) -> list[GenerationResult]:
         """Generate a text for each prompt.
 
@@ -154,89 +170,175 @@ class Engine:
             prompts: Strings or lists of token ids.
             config: How to generate: one for all prompts, or one each; by default as the bundle
                 says. A `GenerationConfig` that is given replaces the bundle's defaults altogether,
-                such as a translation model's `forced_bos_token_id` and stop tokens; to change some
-                options and keep the rest, give `engine.configure(max_new_tokens=32)`.
+                such as a translation model's `forced_bos_token_id` and stop tokens.
             path: "auto" lets the model's path router choose; a name or an index forces a path.
             budget: Largest cost, in [0, 1], of the paths that "auto" chooses from; 1 is the cost
                 of the dearest path.
             return_experts: Whether results tell which experts each token used.
+            prefixes: What each output begins with, a text or token ids, or None for nothing.
+            processors: Change the scores of tokens, after those that options ask for.
+            cancel: Ends what is in progress when it is set, from whatever thread; the results
+                hold what there was.
+            on_piece: Called with a prompt's number and each part of its text as it grows, as
+                `stream` yields them, between two steps of the decoder.
+            options: Fields of `GenerationConfig`, put over `config` or the bundle's defaults:
+                `engine.generate(prompts, num_beams=4, max_new_tokens=32)`.
 
         Returns:
-            A result per prompt, in their order.
+            A result per prompt, in their order. Where `num_return_sequences` asks for several, the
+            best one, with the others as its `alternatives`.
 
         Raises:
-            RequestError: A request cannot be served; nothing was generated.
+            RequestError: A request cannot be served, and nothing was generated; or a processor
+                went wrong.
         """
-        if isinstance(prompts, str) or not isinstance(prompts, abc.Sequence):
-            kind = type(prompts).__name__
-            raise RequestError(f"prompts must be a list of prompts, not {kind}; wrap one in [ ]")
-        configs = _per_prompt(config, len(prompts))
-        requests = [
-            self._requests.build(prompt, each, path, budget, return_experts, f"prompt {index}")
-            for index, (prompt, each) in enumerate(zip(prompts, configs, strict=True))
-        ]
-        results = dict(self.run(requests))
+        called = time.perf_counter()
+        requests = self._build(
+            prompts,
+            config,
+            {
+                "path": path,
+                "budget": budget,
+                "return_experts": return_experts,
+                "prefixes": prefixes,
+                "processors": processors,
+                **options,
+            },
+        )
+
+        def fail(number: int, failure: DrlError) -> None:
+            raise _numbered(failure, number)
+
+        stream = on_piece is not None
+        groups = (self._begin(each, stream, cancel, called) for each in requests)
+        results = dict(self._service.run(groups, on_piece, fail))
         return [results[index] for index in range(len(requests))]
 
-    def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, GenerationResult]]:
+    def run(
+        self,
+        requests: Iterable[Request],
+        *,
+        cancel: threading.Event | None = None,
+        on_piece: Callable[[int, Piece], None] | None = None,
+        on_error: Callable[[int, DrlError], None] | None = None,
+    ) -> Iterator[tuple[int, GenerationResult]]:
         """Serve requests as places become free, and yield each result when it is complete.
 
-        The requests are read a batch ahead of the results, so their number needs no bound.
+        Args:
+            requests: Made by `request`. They are read a batch ahead of the results, so their number
+                needs no bound.
+            cancel: See `generate`.
+            on_piece: See `generate`.
+            on_error: Called with the position of a request that failed on the way, such as by its
+                logits processor, and the reason; the others go on. Without it the reason is raised.
 
         Yields:
             The request's position and its result, in the order in which they complete.
         """
-        source = enumerate(requests)
-        pending: dict[int, Sequence] = {}
-        try:
-            while True:
-                room = 2 * self._max_batch_size - len(pending)
-                added = {index: self._begin(request) for index, request in islice(source, room)}
-                pending |= added
-                if not pending:
-                    return
-                with self._lock:
-                    self._advance(added.values(), pending.values())
-                    ended = [index for index, sequence in pending.items() if sequence.done]
-                for index in ended:
-                    yield index, self._result(pending.pop(index))
-        finally:
-            self._discard(pending.values())
+        groups = (self._begin(each, on_piece is not None, cancel) for each in requests)
+        return self._service.run(groups, on_piece, on_error)
 
     def stream(
         self,
         prompt: Prompt,
         config: GenerationConfig | None = None,
         *,
-        path: str | int = AUTO,
-        budget: float = 1.0,
-        return_experts: bool = False,
+        cancel: threading.Event | None = None,
+        **options: Any,
     ) -> Iterator[Piece]:
         """Generate a text and yield it while it grows.
 
-        The pieces' texts, joined, are the text that `generate` returns. A piece never ends inside
-        a character, and never holds text that a stop string cuts off. Leaving the loop early gives
-        the sequence's place to others. Arguments are those of `generate`, for one prompt.
+        The pieces' texts, joined, are the text that `generate` returns; of several samples, those
+        of one `index`. A beam search yields what all of its beams have in common. A piece never
+        ends inside a character, and never holds text that a stop string cuts off. Leaving the loop
+        early gives the sequence's place to others. Other arguments are those of `request`.
 
         Raises:
             RequestError: The request cannot be served; raised by the call, not by the first piece.
         """
-        request = self.request(
-            prompt, config, path=path, budget=budget, return_experts=return_experts
-        )
-        return self.stream_request(request)
+        return self.stream_request(self.request(prompt, config, **options), cancel=cancel)
 
-    def stream_request(self, request: Request) -> Iterator[Piece]:
+    def stream_request(
+        self, request: Request, *, cancel: threading.Event | None = None
+    ) -> Iterator[Piece]:
         """As `stream`, for a request made with `request`."""
-        return self._stream(self._begin(request, stream=True))
+        return self._service.stream(self._begin(request, stream=True, cancel=cancel))
+
+    def score(
+        self,
+        sources: abc.Sequence[Prompt],
+        targets: abc.Sequence[Prompt],
+        *,
+        path: str | int = AUTO,
+        budget: float = 1.0,
+        end: bool = True,
+    ) -> list[Score]:
+        """Log-probabilities of given targets, for reranking or perplexity.
+
+        The decoder reads each target in one pass. Nothing changes the model's distribution:
+        penalties, forced tokens and temperature belong to generation.
+
+        Args:
+            sources: Strings or lists of token ids.
+            targets: What to score, one per source: text, which is tokenised without special
+                tokens, or token ids. A model that forces a first token (a language) by default
+                has it in front of text.
+            path: See `generate`.
+            budget: See `generate`.
+            end: Whether the end token, behind each target that does not end with it, is scored.
+
+        Returns:
+            A score per pair, in their order.
+
+        Raises:
+            RequestError: A source or a target cannot be read.
+        """
+        requests = self._requests.pairs(sources, targets, path, budget, end)
+        return self._service.score(requests)
+
+    async def agenerate(
+        self, prompts: abc.Sequence[Prompt], config: Configs = None, **options: Any
+    ) -> list[GenerationResult]:
+        """As `generate`, for `asyncio`: the loop goes on while a thread decodes.
+
+        All requests under way, of whatever task or thread, are decoded in common batches. A task
+        that is cancelled gives the places of its sequences to others; so there is no `cancel`, nor
+        an `on_piece`, for which there is `astream`.
+        """
+        called, cancel = time.perf_counter(), threading.Event()
+
+        def begin() -> list[SequenceGroup]:
+            requests = self._build(prompts, config, options)
+            return [self._begin(request, False, cancel, called) for request in requests]
+
+        groups = await asyncio.to_thread(begin)
+        at_once = self._service.requests_at_once
+        news = watch(self._service.driver, groups, cancel, at_once)
+        async with contextlib.aclosing(news):
+            async for number, _, done in news:
+                failure = groups[number].failure
+                if done and failure is not None:
+                    raise _numbered(failure, number)
+        # Texts are made here, and long ones take their time.
+        return await asyncio.to_thread(lambda: [group.result() for group in groups])
+
+    async def astream(
+        self, prompt: Prompt, config: GenerationConfig | None = None, **options: Any
+    ) -> AsyncIterator[Piece]:
+        """As `stream`, for `asyncio`; a wrong request is raised by the first piece."""
+        called, cancel = time.perf_counter(), threading.Event()
+        build = functools.partial(self.request, prompt, config, **options)
+        group = self._begin(await asyncio.to_thread(build), True, cancel, called)
+        async with contextlib.aclosing(watch(self._service.driver, [group], cancel)) as news:
+            async for _, pieces, _ in news:
+                for piece in pieces:
+                    yield piece
+        if group.failure is not None:
+            raise group.failure
 
     def close(self) -> None:
         """Give back the memory. Results stay valid; the engine serves no more."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._scheduler.abort(_closed())
-                self._backend.close()
+        self._service.close()
 
     def __enter__(self) -> Self:
         return self
@@ -249,79 +351,64 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _begin(self, request: Request, stream: bool = False) -> Sequence:
-        return Sequence(request, self._bundle.manifest.tokens.eos, self._tokenizer, stream)
+    def _build(
+        self, prompts: abc.Sequence[Prompt], config: Configs, options: dict[str, Any]
+    ) -> list[Request]:
+        """Requests for the arguments of `generate`, all of them checked."""
+        if isinstance(prompts, str) or not isinstance(prompts, abc.Sequence):
+            kind = type(prompts).__name__
+            raise RequestError(f"prompts must be a list of prompts, not {kind}; wrap one in [ ]")
+        if config is None or isinstance(config, GenerationConfig):
+            config = [config] * len(prompts)  # type: ignore[list-item]
+        elif not isinstance(config, abc.Sequence):
+            kind = type(config).__name__
+            raise RequestError(f"config must be a GenerationConfig or a list of them, not {kind}")
+        for name, instead in (("prefix", "; give prefixes=[...], one each"), ("name", "")):
+            if name in options:
+                raise RequestError(f"{name!r} is no option of several prompts{instead}")
+        configs = _one_each("configs", config, len(prompts))
+        prefixes = _one_each("prefixes", options.pop("prefixes", None), len(prompts))
+        return [
+            self.request(prompt, each, prefix=prefix, name=f"prompt {index}", **options)
+            for index, (prompt, each, prefix) in enumerate(
+                zip(prompts, configs, prefixes, strict=True)
+            )
+        ]
 
-    def _advance(self, added: Iterable[Sequence], waited_for: Iterable[Sequence]) -> None:
-        """Queue sequences and, unless one waited for has ended already, advance all by a token.
+    def _config(
+        self, config: GenerationConfig | None, options: dict[str, Any]
+    ) -> GenerationConfig | None:
+        if not options:
+            return config
+        if config is None:
+            return self.configure(**options)
+        return config.replace(**options)
 
-        Between two calls other threads may have advanced this caller's sequences to their ends.
-        The caller holds the lock, and reads what has become of its sequences before it lets go.
-        """
-        if self._closed:
-            raise _closed()
-        self._drop_abandoned()
-        for sequence in added:
-            self._scheduler.add(sequence)
-        if not any(sequence.done for sequence in waited_for):
-            self._scheduler.step()
-
-    def _discard(self, sequences: Iterable[Sequence]) -> None:
-        """Forget sequences that nobody waits for, now or at the next step.
-
-        The garbage collector may end a forgotten stream in the middle of a step, in the very thread
-        that holds the lock; so this never waits for it.
-        """
-        self._abandoned.extend(sequences)
-        if self._lock.acquire(blocking=False):
-            try:
-                self._drop_abandoned()
-            finally:
-                self._lock.release()
-
-    def _drop_abandoned(self) -> None:
-        while self._abandoned:
-            sequence = self._abandoned.popleft()
-            if not sequence.done:
-                self._scheduler.discard(sequence)
-
-    def _stream(self, sequence: Sequence) -> Iterator[Piece]:
-        added = [sequence]
-        given = 0
-        done = False
-        try:
-            while not done:
-                with self._lock:
-                    self._advance(added, [sequence])
-                    text, tokens, done = (
-                        sequence.take_text(),
-                        sequence.tokens[given:],
-                        sequence.done,
-                    )
-                added = []
-                if done:
-                    yield Piece(text, tokens, self._result(sequence))
-                elif text or self._tokenizer is None:
-                    given += len(tokens)
-                    yield Piece(text, tokens)
-        finally:
-            self._discard([sequence])
-
-    def _result(self, sequence: Sequence) -> GenerationResult:
-        path = self._bundle.manifest.paths[sequence.path or 0]
-        return sequence.result(path.name)
+    def _begin(
+        self,
+        request: Request,
+        stream: bool = False,
+        cancel: threading.Event | None = None,
+        called: float | None = None,
+    ) -> SequenceGroup:
+        eos = self._bundle.manifest.tokens.eos
+        return SequenceGroup(request, eos, self._tokenizer, stream, cancel, called)
 
 
-def _per_prompt(config: Configs, count: int) -> abc.Sequence[GenerationConfig | None]:
-    if config is None or isinstance(config, GenerationConfig):
-        return [config] * count
-    if not isinstance(config, abc.Sequence):
-        kind = type(config).__name__
-        raise RequestError(f"config must be a GenerationConfig or a list of them, not {kind}")
-    if len(config) != count:
-        raise RequestError(f"there are {len(config)} configs for {count} prompts; give one each")
-    return config
+def _one_each(name: str, values: object, count: int) -> abc.Sequence[Any]:
+    """Values for `count` prompts: a list of as many, or None for none."""
+    if values is None:
+        return [None] * count
+    if isinstance(values, str) or not isinstance(values, abc.Sequence):
+        kind = type(values).__name__
+        raise RequestError(f"{name} must be a list, one for each prompt, not {kind}")
+    if len(values) != count:
+        raise RequestError(f"there are {len(values)} {name} for {count} prompts; give one each")
+    return values
 
 
-def _closed() -> BackendError:
-    return BackendError("the engine is closed; open one with Engine.from_bundle")
+def _numbered(failure: DrlError, number: int) -> DrlError:
+    """A failure that says which prompt it befell."""
+    numbered = type(failure)(f"prompt {number}: {failure}")
+    numbered.__cause__ = failure.__cause__
+    return numbered

@@ -1,40 +1,66 @@
 """The rows in progress on one path, and their common decoder step."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from drl.runtime.arrays import Int64
-from drl.runtime.backends.protocol import Backend, CrossAttention, StepInputs
+from drl.runtime.arrays import Float32, Int32, Int64
+from drl.runtime.backends.protocol import Backend, CrossAttention, StepInputs, StepOutputs
 from drl.runtime.cache import KVCache
+from drl.runtime.decoding import (
+    BeamSelector,
+    Selector,
+    SequenceGroup,
+    Slot,
+    TokenHistory,
+    TokenSelector,
+)
+from drl.runtime.decoding.reports import likeliest
 from drl.runtime.manifest import Manifest
-from drl.runtime.processors import TokenSelector
-from drl.runtime.sequence import Sequence
+from drl.runtime.processors import log_sum_exp
+from drl.runtime.results import TopLogprobs
 
 # What an idle lane may keep for the next request; more is given back.
 _KEPT_BYTES = 64 << 20
+# Most logits that one step over prefixes may make; more rows take their turns.
+_PREFILL_LOGITS = 64 << 20
 
 
 class Lane:
-    """All sequences that are being decoded on one path.
+    """All sequences of a width that are being decoded on one path.
 
     Rows may be at different places of their sequences, because each has its own length in the
     cache; so a new row's first step is simply its part of the lane's next one.
+
+    Args:
+        backend: Runs the decoder.
+        manifest: The bundle's.
+        path: Index of the path.
+        width: Rows per slot: 1, or the number of beams.
+        max_slots: Most slots at a time.
+
+    Attributes:
+        slots: What is being decoded.
+        groups: The requests that have a slot, each once.
     """
 
-    def __init__(self, backend: Backend, manifest: Manifest, path: int, max_rows: int) -> None:
-        self.sequences: list[Sequence] = []
+    def __init__(
+        self, backend: Backend, manifest: Manifest, path: int, width: int, max_slots: int
+    ) -> None:
+        self.slots: list[Slot] = []
         self._backend = backend
         self._path = path
+        self._width = width
         self._start = manifest.tokens.start
-        self._cache = KVCache(
-            manifest.cache,
-            manifest.paths[path].layers,
-            max_rows,
-            manifest.limits.max_target_length,
-        )
-        self._selector = TokenSelector(manifest.tokens.eos)
-        self._tokens: Int64 = np.zeros((max_rows, 1), np.int64)
-        self._new_lengths = np.ones(max_rows, np.int32)
+        self._vocab_size = manifest.limits.vocab_size
+        limit = manifest.limits.max_target_length
+        self._cache = KVCache(manifest.cache, manifest.paths[path].layers, max_slots, limit, width)
+        self._history = TokenHistory()
+        self._selector: Selector = TokenSelector() if width == 1 else BeamSelector(width)
+        self._tokens: Int64 = np.zeros((max_slots * width, 1), np.int64)
+        self._new_lengths = np.ones(max_slots * width, np.int32)
         self._inputs: StepInputs | None = None
+        self.groups: list[SequenceGroup] = []
         self._longest = 0  # most tokens that a row has in the cache
 
     @property
@@ -42,73 +68,79 @@ class Lane:
         """The lane's memory."""
         return self._cache
 
-    def admit(self, sequences: list[Sequence], cross: CrossAttention) -> None:
-        """Add sequences, whose sources are row for row those of `cross`."""
-        first = len(self.sequences)
+    def admit(self, slots: list[Slot], cross: CrossAttention) -> None:
+        """Add slots, whose sources are slot for slot those of `cross`."""
+        first = len(self.slots)
         self._cache.append(cross)
-        self._tokens[first : first + len(sequences)] = self._start
-        self.sequences += sequences
-        self._rows_changed()
+        prompts = [(self._start, *slot.group.request.prefix) for slot in slots]
+        rows = [prompt for prompt in prompts for _ in range(self._width)]
+        self._history.append(rows)
+        self._tokens[first * self._width : self._cache.rows, 0] = [row[-1] for row in rows]
+        self.slots += slots
+        self._read_prefixes(first)
+        self._slots_changed()
 
-    def step(self) -> list[Sequence]:
-        """Generate one token per row; return the sequences that ended and were removed."""
+    def step(self) -> None:
+        """Choose a token per row; slots that are done leave."""
         if self._cache.reserve(self._longest + 1):
             self._inputs = None
         inputs = self._inputs or self._gather_inputs()
         outputs = self._backend.step(inputs)
-        rows = len(self.sequences)
-        selection = self._selector.select(
-            outputs.logits[:, 0], [sequence.tokens for sequence in self.sequences]
-        )
-        self._tokens[:rows, 0] = selection.tokens
-        self._cache.lengths[:rows] += 1
+        self._cache.lengths[: self._cache.rows] += 1
         self._longest += 1
-        logprobs = [None] * rows if selection.logprobs is None else selection.logprobs.tolist()
-        ended = []
-        for row, token in enumerate(selection.tokens.tolist()):
-            sequence = self.sequences[row]
-            if sequence.request.with_experts:
-                sequence.record_experts(outputs.experts, row)
-            if sequence.accept(token, logprobs[row], selection.top_logprobs.get(row)):
-                ended.append(row)
-        return self._remove(ended) if ended else []
+        for group in self.groups:
+            group.record_step()
+        choice = self._selector.choose(outputs, self._history)
+        for source, target in choice.copies:
+            self._cache.copy_row(source, target)
+            self._history.copy(source, target)
+        self._tokens[: self._cache.rows, 0] = choice.tokens
+        self._history.push(choice.tokens)
+        if choice.ended:
+            self._remove(choice.ended)
 
-    def discard(self, sequence: Sequence) -> None:
-        """Drop a sequence that nobody waits for any more."""
-        self._remove([self.sequences.index(sequence)])
+    def discard(self, group: SequenceGroup) -> None:
+        """Drop a request that has ended early, and give memory back at once."""
+        gone = [index for index, slot in enumerate(self.slots) if slot.group is group]
+        if gone:
+            self._remove(gone)
+            if not self.slots:
+                self._give_back()
 
     def clear(self) -> None:
         """Drop every sequence."""
-        self.sequences = []
+        self.slots = []
         self._give_back()
-        self._rows_changed()
+        self._slots_changed()
 
     def _give_back(self) -> None:
         """Free the cache's memory, which the backend's last step still refers to."""
         self._cache.clear()
-        self._backend.release(self._path)
+        self._history.clear()
+        self._selector.release()
+        self._backend.release(self._path, self._width)
 
-    def _remove(self, rows: list[int]) -> list[Sequence]:
-        ended = [self.sequences[row] for row in rows]
-        for source, target in self._cache.remove(rows):
-            self._tokens[target] = self._tokens[source]
-            self.sequences[target] = self.sequences[source]
-        del self.sequences[self._cache.rows :]
-        if not self.sequences and self._cache.nbytes > _KEPT_BYTES:
+    def _remove(self, ended: list[int]) -> None:
+        width = self._width
+        for source, target in self._cache.remove(ended):
+            for offset in range(width):
+                self._tokens[target * width + offset] = self._tokens[source * width + offset]
+                self._history.copy(source * width + offset, target * width + offset)
+            self.slots[target] = self.slots[source]
+        del self.slots[self._cache.slots :]
+        self._history.truncate(self._cache.rows)
+        if not self.slots and (width > 1 or self._cache.nbytes > _KEPT_BYTES):
             self._give_back()
-        self._rows_changed()
-        return ended
+        self._slots_changed()
 
-    def _rows_changed(self) -> None:
+    def _slots_changed(self) -> None:
         self._inputs = None
-        self._longest = max((sequence.steps for sequence in self.sequences), default=0)
-        self._selector.set_rows(
-            [sequence.request.config for sequence in self.sequences],
-            [sequence.generator for sequence in self.sequences],
-        )
+        self.groups = list(dict.fromkeys(slot.group for slot in self.slots))
+        self._longest = int(self._cache.lengths[: self._cache.rows].max(initial=0))
+        self._selector.set_slots(self.slots)
 
     def _gather_inputs(self) -> StepInputs:
-        rows = len(self.sequences)
+        rows = self._cache.rows
         past_keys, past_values = self._cache.past()
         bias, cross_keys, cross_values = self._cache.cross()
         self._inputs = StepInputs(
@@ -121,6 +153,68 @@ class Lane:
             cross_values=cross_values,
             past_keys=past_keys,
             past_values=past_values,
-            with_experts=any(sequence.request.with_experts for sequence in self.sequences),
+            with_experts=any(group.request.with_experts for group in self.groups),
         )
         return self._inputs
+
+    def _read_prefixes(self, first: int) -> None:
+        """Feed the decoder the prefixes of the slots from `first` on, but for their last tokens.
+
+        The last token of a prefix, or the start token where there is none, is the first one of the
+        ordinary steps. What the decoder says of each token of a prefix is its log-probability.
+        """
+        lengths = [len(slot.group.request.prefix) for slot in self.slots[first:]]
+        longest = max(lengths)
+        if not longest:
+            return
+        self._cache.reserve(longest)
+        per_step = max(1, _PREFILL_LOGITS // (longest * self._width * self._vocab_size))
+        for begin in range(first, len(self.slots), per_step):
+            self._read_some(begin, min(begin + per_step, len(self.slots)), longest)
+
+    def _read_some(self, begin: int, end: int, longest: int) -> None:
+        prefixes = [slot.group.request.prefix for slot in self.slots[begin:end]]
+        rows = slice(begin * self._width, end * self._width)
+        lengths = np.repeat(np.array([len(item) for item in prefixes], np.int32), self._width)
+        tokens = np.zeros((len(lengths), longest), np.int64)
+        given = self._history.tokens[rows, :longest]
+        tokens[:, : given.shape[1]] = np.where(given < 0, 0, given)
+        past_keys, past_values = self._cache.past(slice(begin, end))
+        bias, cross_keys, cross_values = self._cache.cross(slice(begin, end))
+        outputs = self._backend.step(
+            StepInputs(
+                path=self._path,
+                tokens=tokens,
+                lengths=self._cache.lengths[rows],
+                new_lengths=lengths,
+                cross_bias=bias,
+                cross_keys=cross_keys,
+                cross_values=cross_values,
+                past_keys=past_keys,
+                past_values=past_values,
+                with_experts=any(s.group.request.with_experts for s in self.slots[begin:end]),
+            )
+        )
+        self._cache.lengths[rows] = lengths
+        for place, (group, sequence) in enumerate(self.slots[begin:end]):
+            if sequence is group.sequences[0]:  # further samples have the same prefix
+                _record_prefix(group, outputs, place * self._width)
+
+
+def _record_prefix(group: SequenceGroup, outputs: StepOutputs, row: int) -> None:
+    """Tell a request what the decoder said of its prefix, in one row of the outputs."""
+    request = group.request
+    count = len(request.prefix)
+    logits: Float32 = outputs.logits[row, :count]
+    logprobs: list[float] | None = None
+    tops: list[TopLogprobs] | None = None
+    if request.config.logprobs and count:
+        normalisers = log_sum_exp(logits, np.empty_like(logits))
+        logprobs = (logits[np.arange(count), list(request.prefix)] - normalisers).tolist()
+        if wanted := request.config.top_logprobs:
+            pairs = zip(logits, normalisers.tolist(), strict=True)
+            tops = [likeliest(each, wanted, normaliser) for each, normaliser in pairs]
+    experts: Mapping[int, Int32] = {}
+    if request.with_experts:
+        experts = {layer: ids[row, :count].copy() for layer, ids in outputs.experts.items()}
+    group.record_prefix(logprobs, tops, experts)

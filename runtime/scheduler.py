@@ -1,16 +1,17 @@
 """Continuous batching: sequences leave the moment they end, and waiting ones take their places."""
 
+import contextlib
 import time
 from collections import deque
-
-import numpy as np
+from collections.abc import Iterator
 
 from drl.runtime.backends.protocol import Backend, Encoding
+from drl.runtime.decoding import SequenceGroup, Slot
+from drl.runtime.encoding import encode, route
 from drl.runtime.errors import DrlError
 from drl.runtime.lane import Lane
 from drl.runtime.manifest import Manifest
-from drl.runtime.paths import choose_path
-from drl.runtime.sequence import Sequence
+from drl.runtime.results import FinishReason
 
 # Encoding a few short sources together takes hardly longer than one, so under load places are
 # filled several at a time; a request that waits alone gets the first free one.
@@ -18,74 +19,97 @@ _ADMISSIONS_PER_BATCH = 4
 
 
 class Scheduler:
-    """Runs sequences to their ends, up to `max_batch_size` of them at a time.
+    """Runs requests to their ends, up to `max_batch_size` decoder rows of them at a time.
 
-    Sequences are encoded together as they are admitted, then decoded with those that take the same
-    path: one lane per path. Not thread-safe.
+    Sources are encoded together as requests are admitted, then decoded with those that take the
+    same path with as many beams: one lane for each. Not thread-safe.
     """
 
     def __init__(self, backend: Backend, manifest: Manifest, max_batch_size: int) -> None:
         self._backend = backend
         self._manifest = manifest
         self._max_batch_size = max_batch_size
-        self._waiting: deque[Sequence] = deque()
-        self._admitting: list[Sequence] = []  # taken from the queue, not yet all in a lane
-        self._lanes = [
-            Lane(backend, manifest, path, max_batch_size) for path in range(len(manifest.paths))
-        ]
+        self._waiting: deque[SequenceGroup] = deque()
+        self._admitting: list[SequenceGroup] = []  # taken from the queue, not yet all in a lane
+        self._lanes: dict[tuple[int, int], Lane] = {}
 
     @property
     def lanes(self) -> list[Lane]:
-        """One lane per path."""
-        return self._lanes
+        """The lanes that have been used: one per path and number of beams."""
+        return list(self._lanes.values())
 
     @property
     def waiting(self) -> int:
-        """How many sequences have not been encoded yet."""
+        """How many requests have not been encoded yet."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """How many sequences are being decoded."""
-        return sum(len(lane.sequences) for lane in self._lanes)
+        """How many rows are being decoded."""
+        return sum(lane.cache.rows for lane in self._lanes.values())
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence."""
-        self._waiting.append(sequence)
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._waiting and not self.running
 
-    def step(self) -> list[Sequence]:
-        """Admit what fits, then advance every sequence by a token; return those that ended.
+    def add(self, group: SequenceGroup) -> None:
+        """Queue a request."""
+        self._waiting.append(group)
 
-        If anything goes wrong in the middle, Ctrl-C included, every sequence under way is dropped
+    def step(self) -> None:
+        """Admit what fits, then advance every sequence by a token.
+
+        If anything goes wrong in the middle, Ctrl-C included, every request under way is dropped
         and marked as failed: which rows had been written is unknown.
         """
-        try:
+        with self._whole():
+            self._end_overdue()
             self._admit()
-            return [ended for lane in self._lanes if lane.sequences for ended in lane.step()]
+            for lane in self._lanes.values():
+                if lane.slots:
+                    lane.step()
+
+    def cut(self, group: SequenceGroup, reason: FinishReason) -> None:
+        """End a request with what there is, and free its memory at once."""
+        group.cut(reason)
+        self.discard(group)
+
+    def discard(self, group: SequenceGroup) -> None:
+        """Forget a request, wherever it is."""
+        with self._whole():
+            if group in self._waiting:
+                self._waiting.remove(group)
+            for lane in self._lanes.values():
+                lane.discard(group)
+
+    def abort(self, failure: DrlError) -> None:
+        """Drop every request, marking it with the reason."""
+        dropped = [*self._admitting, *self._waiting]
+        self._admitting = []
+        self._waiting.clear()
+        for lane in self._lanes.values():
+            dropped += lane.groups
+            lane.clear()
+        for group in dropped:
+            group.fail(failure)
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Do something to the end or, failing that, drop every request."""
+        try:
+            yield
         except BaseException as error:
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
             self.abort(DrlError(f"generation was cut short: {reason}; send the request again"))
             raise
 
-    def discard(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it is."""
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
-        for lane in self._lanes:
-            if sequence in lane.sequences:
-                lane.discard(sequence)
-
-    def abort(self, failure: DrlError) -> None:
-        """Drop every sequence, marking it with the reason."""
-        dropped = [*self._admitting, *self._waiting]
-        self._admitting = []
-        self._waiting.clear()
-        for lane in self._lanes:
-            dropped += lane.sequences
-            lane.clear()
-        for sequence in dropped:
-            if not sequence.done:
-                sequence.failure = failure
+    def _end_overdue(self) -> None:
+        """End the requests whose time is up, or that somebody has cancelled."""
+        groups = [*self._waiting, *(group for lane in self.lanes for group in lane.groups)]
+        for group in groups:
+            if group.limited and (reason := group.overdue()):
+                self.cut(group, reason)
 
     def _admit(self) -> None:
         running = self.running
@@ -93,43 +117,47 @@ class Scheduler:
         enough = min(len(self._waiting), max(1, self._max_batch_size // _ADMISSIONS_PER_BATCH))
         if not self._waiting or (running and places < enough):
             return
-        batch = [self._waiting.popleft() for _ in range(min(places, len(self._waiting)))]
+        batch = []
+        while self._waiting and self._waiting[0].rows <= places:
+            group = self._waiting.popleft()
+            places -= group.rows
+            batch.append(group)
+        if not batch:
+            return
         self._admitting = batch
         started = time.perf_counter()
-        encoding = self._encode(batch)
+        requests = [group.request for group in batch]
+        encoding = encode(self._backend, self._manifest, requests)
         members = self._route(batch, encoding)
-        for path, rows in members.items():
+        for (path, width), rows in members.items():
             cross = self._backend.bridge(encoding.take(rows), path)
-            self._lanes[path].admit([batch[row] for row in rows], cross)
+            # Samples of one source have a slot each; a beam search has one.
+            slots = [Slot(batch[row], item) for row in rows for item in batch[row].sequences]
+            sources = [place for place, row in enumerate(rows) for _ in batch[row].sequences]
+            self._lane(path, width).admit(slots, cross.take(sources))
         seconds = time.perf_counter() - started
-        for row, sequence in enumerate(batch):
-            wanted = encoding.experts if sequence.request.with_experts else {}
-            length = len(sequence.request.tokens)
+        for row, group in enumerate(batch):
+            wanted = encoding.experts if group.request.with_experts else {}
+            length = len(group.request.tokens)
             experts = {layer: ids[row, :length].copy() for layer, ids in wanted.items()}
-            sequence.record_encoding(experts, seconds)
+            group.record_encoding(experts, seconds)
         self._admitting = []
 
-    def _encode(self, batch: list[Sequence]) -> Encoding:
-        """Encode sources together, right-padded to the longest."""
-        prompts = [sequence.request.tokens for sequence in batch]
-        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        tokens = np.full((len(batch), lengths.max()), self._manifest.tokens.pad, np.int64)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = prompt
-        budgets = np.array([sequence.request.budget for sequence in batch], np.float32)
-        with_experts = any(sequence.request.with_experts for sequence in batch)
-        return self._backend.encode(tokens, lengths, budgets, with_experts)
+    def _lane(self, path: int, width: int) -> Lane:
+        if (path, width) not in self._lanes:
+            slots = self._max_batch_size // width
+            lane = Lane(self._backend, self._manifest, path, width, slots)
+            self._lanes[path, width] = lane
+        return self._lanes[path, width]
 
-    def _route(self, batch: list[Sequence], encoding: Encoding) -> dict[int, list[int]]:
-        """Settle the path of every sequence; return the rows that take each path."""
-        costs = [path.cost for path in self._manifest.paths]
-        members: dict[int, list[int]] = {}
-        for row, sequence in enumerate(batch):
-            request = sequence.request
+    def _route(
+        self, batch: list[SequenceGroup], encoding: Encoding
+    ) -> dict[tuple[int, int], list[int]]:
+        """Settle the path of every request; return the rows that belong to each lane."""
+        members: dict[tuple[int, int], list[int]] = {}
+        for row, group in enumerate(batch):
+            path = route(self._manifest, group.request, encoding, row)
             logits = None if encoding.path_logits is None else encoding.path_logits[row].copy()
-            path = request.path
-            if path is None:
-                path = choose_path(costs, self._manifest.path_router, logits, request.budget)
-            sequence.record_path(path, logits)
-            members.setdefault(path, []).append(row)
+            group.record_path(self._manifest.paths[path].name, logits)
+            members.setdefault((path, group.request.config.num_beams), []).append(row)
         return members

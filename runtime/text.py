@@ -17,19 +17,19 @@ REPLACEMENT = "\ufffd"
 
 # Every character with Unicode's White_Space property. Python's own notion of white space also takes
 # U+001C to U+001F, which are control characters.
-_SPACE = (
+SPACE = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
 )
 _BREAK = re.compile("\r\n|[\n\v\f\r\x85\u2028\u2029]")
-_SPACES = re.compile(f"[{_SPACE}]+")
+_SPACES = re.compile(f"[{SPACE}]+")
 # The last two code points of each of the 17 planes, and a block of 32, are no characters.
 _NONCHARACTERS = "\ufdd0-\ufdef" + "".join(
     chr((plane << 16) + last) for plane in range(17) for last in (0xFFFE, 0xFFFF)
 )
-_ILLEGAL = re.compile(
-    f"[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff{REPLACEMENT}{_NONCHARACTERS}]+"
-)
+ILLEGAL = f"\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff{REPLACEMENT}{_NONCHARACTERS}"
+"""Ranges of the characters that clean-up removes, as within the brackets of a regex's class."""
+_ILLEGAL = re.compile(f"[{ILLEGAL}]+")
 
 
 def remove_illegal(text: str) -> str:
@@ -58,7 +58,7 @@ class Cleaner:
     def feed(self, part: str) -> str:
         """Take more raw text; return the clean text that is settled by it."""
         text = self._held + remove_illegal(part)
-        body = text.rstrip(_SPACE)
+        body = text.rstrip(SPACE)
         if not body:
             self._held = text if self._started else ""
             return ""
@@ -93,6 +93,11 @@ class Tokenizer:
             raise BundleError(f"{path} is no tokenizer: {error}; run `drl-export` again") from error
 
     @property
+    def fast(self) -> FastTokenizer:
+        """The tokenizer of the library, for what needs its vocabulary and decoder themselves."""
+        return self._fast
+
+    @property
     def vocab_size(self) -> int:
         """The number of token ids, added tokens included."""
         return self._fast.get_vocab_size(with_added_tokens=True)
@@ -101,8 +106,8 @@ class Tokenizer:
         """The id of a vocabulary entry, or None if there is no such entry."""
         return self._fast.token_to_id(token)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, with the special tokens that the tokenizer's post-processor adds.
+    def encode(self, text: str, special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`, by default with the special tokens that the tokenizer adds.
 
         Raises:
             RequestError: The text holds half a surrogate pair, which is no Unicode text.
@@ -114,7 +119,7 @@ class Tokenizer:
                 f"the text is not valid Unicode at character {error.start}; "
                 "decode its bytes with the right encoding"
             ) from None
-        return self._fast.encode(text).ids
+        return self._fast.encode(text, add_special_tokens=special_tokens).ids
 
     def decode(self, tokens: list[int]) -> str:
         """The raw text of token ids, without special tokens and not cleaned up."""

@@ -36,6 +36,22 @@ class SelfAttentionValues:
         return e.op.Add(own, self.bias)
 
 
+@dataclass(frozen=True)
+class CrossAttentionValues:
+    """What all cross-attention layers of the decoder share.
+
+    The W rows of a source, and the G = H/N heads that share a key head, are queries of one
+    attention over that source's keys, which are so stored and read once.
+
+    Attributes:
+        bias: Added to the scores, `[R, 1, W·T·G, K]`.
+        by_source: The shape that brings rows to their sources, int64 `[4]`: R, W·T, N, G·h.
+    """
+
+    bias: ir.Value
+    by_source: ir.Value
+
+
 def emit_self_attention(
     e: Emitter, name: str, x: ir.Value, shared: SelfAttentionValues
 ) -> ir.Value:
@@ -86,29 +102,52 @@ def emit_cached_attention(
 def emit_cross_projection(e: Emitter, name: str, states: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Emit the keys and values of `CrossAttention` `name` for `[B, K, d]`: `[B, N, K, h]` each."""
     with e.scope(name):
-        keys, values = (
-            _split_heads(e, e.linear(side, states), e.config.kv_heads) for side in ("k", "v")
-        )
+        keys, values = (_split_heads(e, e.linear(side, states)) for side in ("k", "v"))
         return keys, values
 
 
+def emit_cross_values(e: Emitter, tokens: ir.Value, bias: ir.Value) -> CrossAttentionValues:
+    """Emit what the layers share, from `tokens` `[B, T]` and the sources' `bias` `[R, K]`."""
+    op, config = e.op, e.config
+    group = config.num_heads // config.kv_heads
+    sources = op.Shape(bias, start=0, end=1)
+    queries = op.Div(op.Size(tokens), sources)
+    if group > 1:
+        queries = op.Mul(queries, group)
+    return CrossAttentionValues(
+        # ONNX Runtime's CPU kernel broadcasts no query dimension.
+        bias=op.Expand(op.Unsqueeze(bias, [1, 2]), op.Concat(queries, [1], axis=0)),
+        by_source=op.Concat(sources, [-1, config.kv_heads, group * config.head_dim], axis=0),
+    )
+
+
 def emit_cross_attention(
-    e: Emitter, name: str, x: ir.Value, memory: tuple[ir.Value, ir.Value], bias: ir.Value
+    e: Emitter,
+    name: str,
+    x: ir.Value,
+    memory: tuple[ir.Value, ir.Value],
+    shared: CrossAttentionValues,
 ) -> ir.Value:
-    """Emit the `CrossAttention` called `name` over keys and values `[B, N, K, h]`.
+    """Emit the `CrossAttention` called `name`: `[B, T, d]` to `[B, T, d]`.
 
     Args:
         e: The graph under construction.
         name: The module's name.
-        x: `[B, T, d]`.
-        memory: Keys and values.
-        bias: Added to the scores, `[B, 1, T, K]`.
+        x: `[B, T, d]`, the W rows of a source side by side.
+        memory: Keys and values of the sources, `[R, N, K, h]`.
+        shared: What `emit_cross_values` gives.
     """
     op, config = e.op, e.config
+    group = config.num_heads // config.kv_heads
     with e.scope(name):
-        query = _split_heads(e, e.linear("q", x), config.num_heads)
-        mixed = op.Attention(query, *memory, bias, scale=config.softmax_scale)
-        merged = op.Reshape(op.Transpose(mixed, perm=[0, 2, 1, 3]), [0, 0, -1])
+        query = e.linear("q", x)
+        heads = op.Transpose(op.Reshape(query, shared.by_source), perm=[0, 2, 1, 3])
+        if group > 1:
+            heads = op.Reshape(heads, [0, 0, -1, config.head_dim])
+        mixed = op.Attention(heads, *memory, shared.bias, scale=config.softmax_scale)
+        if group > 1:
+            mixed = op.Reshape(mixed, [0, 0, -1, group * config.head_dim])
+        merged = op.Reshape(op.Transpose(mixed, perm=[0, 2, 1, 3]), op.Shape(query))
         return e.linear("o", merged)
 
 
@@ -122,7 +161,7 @@ def _project(
     return query, key, value
 
 
-def _split_heads(e: Emitter, x: ir.Value, heads: int) -> ir.Value:
-    """Turn `[B, T, heads·h]` into `[B, heads, T, h]`."""
-    split = e.op.Reshape(x, [0, 0, heads, e.config.head_dim])
+def _split_heads(e: Emitter, x: ir.Value) -> ir.Value:
+    """Turn keys or values `[B, K, N·h]` into `[B, N, K, h]`."""
+    split = e.op.Reshape(x, [0, 0, e.config.kv_heads, e.config.head_dim])
     return e.op.Transpose(split, perm=[0, 2, 1, 3])

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from drl.export.graph.attention import (
+    CrossAttentionValues,
     SelfAttentionValues,
     emit_cached_attention,
     emit_cross_attention,
+    emit_cross_values,
 )
 from drl.export.graph.emitter import FLOAT, INT32, INT64, BranchOutput, Dims, Emitter
 from drl.export.graph.feed_forward import RoutingValues, emit_feed_forward
@@ -27,12 +29,12 @@ from drl.export.weights import WeightPlan
 
 @dataclass(frozen=True)
 class _LayerInputs:
-    """What one layer reads: caches and cross-attention `[B, N, C or K, h]`, and shared values."""
+    """What one layer reads: caches `[B, N, C, h]`, sources `[R, N, K, h]`, and shared values."""
 
     past: tuple[ir.Value, ir.Value]
     cross: tuple[ir.Value, ir.Value]
-    cross_bias: ir.Value
     attention: SelfAttentionValues
+    cross_attention: CrossAttentionValues
     routing: RoutingValues | None
 
 
@@ -41,19 +43,21 @@ def emit_decoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
 
     Inputs: `tokens` int64 `[B, T]`, `lengths` int32 `[B]` (tokens in the cache), `new_lengths`
     int32 `[B]` (how many of T are real), with several paths `path` int64 `[]`, `cross_bias`
-    `[B, K]`, per layer `cross_k.{i}`, `cross_v.{i}` `[B, N, K, h]` and `past_k.{i}`,
+    `[R, K]`, per layer `cross_k.{i}`, `cross_v.{i}` `[R, N, K, h]` and `past_k.{i}`,
     `past_v.{i}` `[B, N, C, h]`. Outputs: `logits` `[B, T, V]`, per layer `present_k.{i}` and
     `present_v.{i}` (the same buffers as the past), and `decoder_experts.{i}` int32 `[B, T, k]`
     per sparse layer. A layer that the path skips hands on its empty caches.
+
+    There are R sources and W = B/R rows for each, side by side: row b reads source b // W.
     """
     e = Emitter("decoder", config, weights)
     tokens = e.input("tokens", INT64, ["B", "T"])
     lengths = e.input("lengths", INT32, ["B"])
     new_lengths = e.input("new_lengths", INT32, ["B"])
     switch = PathSwitch(e)
-    cross_bias = e.input("cross_bias", FLOAT, ["B", "K"])
-    cross = [_layer_pair(e, "cross", i, "K") for i in range(config.decoder_layers)]
-    past = [_layer_pair(e, "past", i, "C") for i in range(config.decoder_layers)]
+    cross_bias = e.input("cross_bias", FLOAT, ["R", "K"])
+    cross = [_layer_pair(e, "cross", i, "R", "K") for i in range(config.decoder_layers)]
+    past = [_layer_pair(e, "past", i, "B", "C") for i in range(config.decoder_layers)]
 
     steps = emit_steps(e, tokens)
     groups = emit_group_router(e, tokens, config.target_embedding)
@@ -64,13 +68,13 @@ def emit_decoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
         positions = e.op.Add(begun, steps)
         x = emit_placed(e, embedded, positions, config.max_target_length)
         attention = _attention_values(e, tokens, positions, lengths)
-        bias = _emit_cross_bias(e, tokens, cross_bias)
+        sources = emit_cross_values(e, tokens, cross_bias)
         routing = None
         if groups is not None and config.decoder_sparse_layers:
             k = switch.number([path.experts_per_token for path in config.paths])
             routing = RoutingValues(groups, emit_valid(e, steps, new_lengths), k)
         for i in range(config.decoder_layers):
-            inputs = _LayerInputs(past[i], cross[i], bias, attention, routing)
+            inputs = _LayerInputs(past[i], cross[i], attention, sources, routing)
             x, *rest = _emit_layer(e, i, x, inputs, switch.runs(i))
             presents.append(rest[:2])
             if i in config.decoder_sparse_layers:
@@ -79,16 +83,16 @@ def emit_decoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
     e.output("logits", emit_head(e, states), ["B", "T", config.vocab_size])
     for i, pair in enumerate(presents):
         for side, value in zip("kv", pair, strict=True):
-            e.output(f"present_{side}.{i}", value, _cache_dims(config, i, "C"))
+            e.output(f"present_{side}.{i}", value, _layer_dims(config, i, "B", "C"))
     for i, ids in experts.items():
         e.output(f"decoder_experts.{i}", ids, _expert_dims(config, i), INT32)
     return e.model()
 
 
-def _cache_dims(config: ModelConfig, layer: int, length: str) -> Dims:
-    """Return the dimensions of a layer's cache; a skippable layer has a length of its own."""
+def _layer_dims(config: ModelConfig, layer: int, rows: str, length: str) -> Dims:
+    """Return the dimensions of a layer's keys; a skippable layer has a length of its own."""
     name = f"{length}.{layer}" if layer in config.skippable_layers else length
-    return ["B", config.kv_heads, name, config.head_dim]
+    return [rows, config.kv_heads, name, config.head_dim]
 
 
 def _expert_dims(config: ModelConfig, layer: int) -> Dims:
@@ -96,8 +100,10 @@ def _expert_dims(config: ModelConfig, layer: int) -> Dims:
     return ["B", "T", widths.pop() if len(widths) == 1 else f"k.{layer}"]
 
 
-def _layer_pair(e: Emitter, kind: str, layer: int, length: str) -> tuple[ir.Value, ir.Value]:
-    dims = _cache_dims(e.config, layer, length)
+def _layer_pair(
+    e: Emitter, kind: str, layer: int, rows: str, length: str
+) -> tuple[ir.Value, ir.Value]:
+    dims = _layer_dims(e.config, layer, rows, length)
     return (
         e.input(f"{kind}_k.{layer}", FLOAT, dims),
         e.input(f"{kind}_v.{layer}", FLOAT, dims),
@@ -118,13 +124,6 @@ def _attention_values(
     bias = emit_position_bias(e, rows, bidirectional=False)
     own = rows if e.config.position_bias_per_layer else None
     return SelfAttentionValues(rotary, bias, own, lengths)
-
-
-def _emit_cross_bias(e: Emitter, tokens: ir.Value, bias: ir.Value) -> ir.Value:
-    """Emit `[B, K]` as `[B, 1, T, K]`: ONNX Runtime's CPU kernel broadcasts no query dimension."""
-    op = e.op
-    width = op.Shape(tokens, start=1, end=2)
-    return op.Expand(op.Unsqueeze(bias, [1, 2]), op.Concat([1, 1], width, [1], axis=0))
 
 
 def _emit_layer(
@@ -149,7 +148,7 @@ def _emit_layer(
 
         def attend_source(normed: ir.Value) -> ir.Value:
             return emit_cross_attention(
-                e, "cross_attention", normed, inputs.cross, inputs.cross_bias
+                e, "cross_attention", normed, inputs.cross, inputs.cross_attention
             )
 
         y = emit_residual(e, "self_attention_norm", x, attend)
@@ -165,7 +164,7 @@ def _emit_layer(
     with e.scope(f"layers.{layer}"):
         if condition is None:
             return run()
-        cache = _cache_dims(config, layer, "C")
+        cache = _layer_dims(config, layer, "B", "C")
         outputs: list[BranchOutput] = [
             ("states", FLOAT, ["B", "T", config.d_model]),
             ("present_k", FLOAT, cache),

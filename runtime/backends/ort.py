@@ -17,6 +17,7 @@ from drl.runtime.manifest import REPAIR, GraphInfo
 _INSTALL = 'install it with `pip install "drl[cpu]"` or, for NVIDIA GPUs, `pip install "drl[cuda]"`'
 _ERRORS_ONLY = 3
 _MOST_THREADS = 1024
+_KEPT_LOGITS = 4 << 20
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 _NEEDED = "1.25"  # the first version with all operators that bundles use
 
@@ -73,7 +74,7 @@ class OrtBackend:
         self._step_inputs = _names(bundle.manifest.graphs["decoder"].inputs)
         self._encoder_experts = _expert_outputs(bundle.manifest.graphs["encoder"], "encoder")
         self._decoder_experts = _expert_outputs(bundle.manifest.graphs["decoder"], "decoder")
-        self._bindings: dict[int, _Binding] = {}
+        self._bindings: dict[tuple[int, int], _Binding] = {}
         self._logits = np.empty(0, np.float32)
 
     @property
@@ -119,15 +120,16 @@ class OrtBackend:
 
     def step(self, inputs: StepInputs) -> StepOutputs:
         """See `Backend.step`."""
-        bound = self._bindings.get(inputs.path)
+        key = inputs.path, inputs.width
+        bound = self._bindings.get(key)
         if bound is None or bound.inputs is not inputs:
-            bound = self._bindings[inputs.path] = self._bind(inputs)
+            bound = self._bindings[key] = self._bind(inputs)
         self._decoder.run_with_iobinding(bound.handle)
         return bound.outputs
 
-    def release(self, path: int) -> None:
+    def release(self, path: int, width: int) -> None:
         """See `Backend.release`."""
-        self._bindings.pop(path, None)
+        self._bindings.pop((path, width), None)
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -186,6 +188,11 @@ class OrtBackend:
             raise BundleError(
                 f"bundle.json: cache is not the decoder's, {layers} layers with {sizes}; {REPAIR}"
             )
+        rows = {item.name: item.shape[:1] for item in self._decoder.get_inputs()}
+        if rows["cross_bias"] == rows["tokens"]:
+            raise BundleError(
+                f"the decoder is an earlier version's, whose rows cannot share a source; {REPAIR}"
+            )
         (logits,) = (item for item in self._decoder.get_outputs() if item.name == "logits")
         if logits.shape[-1] != limits.vocab_size:
             raise BundleError(
@@ -230,7 +237,8 @@ class OrtBackend:
         rows, new = inputs.tokens.shape
         shape = (rows, new, self._manifest.limits.vocab_size)
         size = rows * new * shape[2]
-        if self._logits.size < size:
+        # A prefix or a score takes logits for many tokens at once, and then for a long time few.
+        if not size <= self._logits.size <= max(_KEPT_LOGITS, 4 * size):
             self._logits = np.empty(size, np.float32)
         path = self._manifest.paths[inputs.path]
         experts = {

@@ -1,7 +1,8 @@
 """What the runtime asks of an inference library: encode, bridge, step.
 
-Notation: B rows, S source length, K kept states, T new tokens, V vocabulary, d model width,
-N kv heads, h head width, C cache capacity, P paths, k experts per token.
+Notation: B rows, R sources, S source length, K kept states, T new tokens, V vocabulary, d model
+width, N kv heads, h head width, C cache capacity, P paths, k experts per token. A source has B / R
+rows, which are adjacent: one, or as many as a beam search has beams.
 """
 
 from collections.abc import Mapping
@@ -51,9 +52,9 @@ class CrossAttention:
     """What the decoder attends to: keys and values of the kept states of each source.
 
     Attributes:
-        bias: `[B, K]`, log sigmoid of the saliency; -1e4 at padding.
-        lengths: `[B]` kept states per row.
-        keys, values: `[B, N, K, h]` for every decoder layer; K = 0 where the path skips it.
+        bias: `[R, K]`, log sigmoid of the saliency; -1e4 at padding.
+        lengths: `[R]` kept states per source.
+        keys, values: `[R, N, K, h]` for every decoder layer; K = 0 where the path skips it.
     """
 
     bias: Float32
@@ -61,10 +62,21 @@ class CrossAttention:
     keys: tuple[Array, ...]
     values: tuple[Array, ...]
 
+    def take(self, rows: list[int]) -> "CrossAttention":
+        """Some of the sources, or some of them several times."""
+        if rows == list(range(len(self.lengths))):
+            return self
+        return CrossAttention(
+            bias=self.bias[rows],
+            lengths=self.lengths[rows],
+            keys=tuple(block[rows] for block in self.keys),
+            values=tuple(block[rows] for block in self.values),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class StepInputs:
-    """The buffers of one decoder step. All rows take one path.
+    """The buffers of one decoder step. All rows take one path, and sources have as many rows each.
 
     A backend binds these very arrays. Between steps their contents change and the object stays;
     a new shape needs a new object, by whose identity the backend knows that it must bind again.
@@ -90,6 +102,11 @@ class StepInputs:
     past_keys: tuple[Array, ...]
     past_values: tuple[Array, ...]
     with_experts: bool = False
+
+    @property
+    def width(self) -> int:
+        """Rows per source."""
+        return len(self.tokens) // len(self.cross_bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +140,11 @@ class Backend(Protocol):
     def step(self, inputs: StepInputs) -> StepOutputs:
         """Run the decoder on new tokens and extend the cache in place."""
 
-    def release(self, path: int) -> None:
-        """Let go of the buffers of a path's last step; its next one brings new `StepInputs`."""
+    def release(self, path: int, width: int) -> None:
+        """Let go of the buffers of the last step of a path with `width` rows per source.
+
+        The next one brings new `StepInputs`.
+        """
 
     def close(self) -> None:
         """Give back what the library holds. The backend is of no use afterwards."""

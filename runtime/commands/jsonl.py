@@ -1,8 +1,8 @@
 """Files of requests, one JSON object a line, to files of results, line for line.
 
-A line is `{"prompt": "text"}` or `{"prompt": [ids]}`; it may set `path`, `budget` and any field of
-`GenerationConfig` for itself, and an `id` that is passed on. A line that is wrong becomes
-`{"line": n, "error": "…"}` in the output and does not stop the others.
+A line is `{"prompt": "text"}` or `{"prompt": [ids]}`; it may set `path`, `budget`, `prefix` (a text
+or ids) and any field of `GenerationConfig` for itself, and an `id` that is passed on. A line that
+is wrong becomes `{"line": n, "error": "…"}` in the output and does not stop the others.
 """
 
 import json
@@ -19,6 +19,7 @@ from typing import IO, Any
 from drl.runtime.commands.rendering import json_line, result_record
 from drl.runtime.engine import Engine
 from drl.runtime.errors import DrlError, RequestError
+from drl.runtime.options.defaults import merge
 from drl.runtime.request import Request
 
 
@@ -30,6 +31,7 @@ class Defaults:
     path: str | int
     budget: float
     return_experts: bool
+    prefix: str | list[int] | None = None
 
 
 @dataclass
@@ -85,17 +87,18 @@ class Job:
 
     def _request(self, document: dict[str, Any]) -> Request:
         options = {key: value for key, value in document.items() if key not in _OWN_FIELDS}
-        config = self.engine.configure(**{**self.defaults.options, **options})
+        config = self.engine.configure(**merge(self.defaults.options, options))
         return self.engine.request(
             document["prompt"],
             config,
             path=document.get("path", self.defaults.path),
             budget=document.get("budget", self.defaults.budget),
             return_experts=self.defaults.return_experts,
+            prefix=document.get("prefix", self.defaults.prefix),
         )
 
 
-_OWN_FIELDS = ("id", "prompt", "path", "budget")
+_OWN_FIELDS = ("id", "prompt", "path", "budget", "prefix")
 STANDARD_INPUT = Path("-")
 
 

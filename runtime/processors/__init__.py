@@ -3,6 +3,19 @@
 Each works on all rows of a batch at once and treats every row as if it were alone.
 """
 
-from drl.runtime.processors.selector import Selection, TokenSelector
+from drl.runtime.processors.chain import apply_processors, build_processors
+from drl.runtime.processors.foreign import processor_name
+from drl.runtime.processors.protocol import DecodingState, LogitsProcessor
+from drl.runtime.processors.sampling import Sampler
+from drl.runtime.processors.top import largest, log_sum_exp
 
-__all__ = ["Selection", "TokenSelector"]
+__all__ = [
+    "DecodingState",
+    "LogitsProcessor",
+    "Sampler",
+    "apply_processors",
+    "build_processors",
+    "largest",
+    "log_sum_exp",
+    "processor_name",
+]

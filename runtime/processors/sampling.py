@@ -1,153 +1,167 @@
-"""Random choice of tokens: temperature, top-k, top-p and min-p over logits sorted once.
+"""Random choice of tokens.
 
 Every row's token depends on that row alone, to the last bit: which rows share its batch changes
 neither the order of the sums nor, through ties, the order of the tokens (equally likely tokens are
 ordered by id).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from drl.runtime.arrays import Float32, Int64
 from drl.runtime.generation import GenerationConfig
+from drl.runtime.processors.filters import EVERYTHING, Filters, Float64, Look, Totals
+from drl.runtime.processors.top import LOWEST, largest
 
-Float64 = NDArray[np.float64]
-Bool = NDArray[np.bool_]
-
-# How many tokens to sort at first. Nearly every truncated distribution lies within; a row that
-# needs more has all its tokens sorted.
-_FIRST_LOOK = 256
+# How many tokens to look at. Nearly every filtered distribution lies within the first few; a row
+# that needs more is looked at again.
+_DEPTHS = (256, 4096)
 _BLOCK = 256
-_PORTION = 1 << 16
+_HIGHEST = np.finfo(np.float32).max
+# exp(x) is 0 in single precision long before; 0 times -inf would be NaN.
+_NOTHING = np.float32(-1e4)
+
+
+class _Looked(NamedTuple):
+    """`[r]` rows whose filters are settled, `[r, D]` tokens, likeliest first, and their weights."""
+
+    rows: Int64
+    tokens: Int64
+    weights: Float64
 
 
 class Sampler:
     """Draws a token for each of a fixed set of rows.
 
+    The rows' options temperature, top_k, top_p, min_p, typical_p, epsilon_cutoff and eta_cutoff
+    apply in this order, each to what the one before left.
+
     Args:
         configs: One per row; each samples.
+        min_tokens_to_keep: How many tokens every filter leaves.
     """
 
-    def __init__(self, configs: Sequence[GenerationConfig]) -> None:
-        everything = np.iinfo(np.int64).max
-        self._temperatures = np.array([[c.temperature or 1.0] for c in configs], np.float32)
-        top_k = np.array([c.top_k or everything for c in configs], np.int64)
-        top_p = np.array([1.0 if c.top_p is None else c.top_p for c in configs], np.float64)
-        min_p = np.array([c.min_p or 0.0 for c in configs], np.float64)
-        truncated = (top_k < everything) | (top_p < 1.0) | (min_p > 0.0)
-        (self._whole,) = np.nonzero(~truncated)
-        (self._truncated,) = np.nonzero(truncated)
-        self._truncation = _Truncation(top_k[truncated], top_p[truncated], min_p[truncated])
+    def __init__(self, configs: Sequence[GenerationConfig], min_tokens_to_keep: int = 1) -> None:
+        self._least = min_tokens_to_keep
+        self._temperatures = np.array([[c.temperature or 1.0] for c in configs], np.float64)
+        self._filters = Filters.from_configs(configs, min_tokens_to_keep)
+        active = self._filters.active
+        (self._filtered,) = np.nonzero(active)
+        (self._whole,) = np.nonzero(~active)
+        (self._summed,) = np.nonzero(self._filters.needs_totals)
+        self._products = self._filters.needs_products
+        # What top-k leaves must lie within the look, and one more to tell that it does. Without a
+        # filter nothing settles a row but all its tokens.
+        top_k = self._filters.top_k[:, 0]
+        needed = np.maximum(np.where(top_k < EVERYTHING, top_k, 0), min_tokens_to_keep) + 1
+        self._needed = np.where(active, needed, EVERYTHING)
 
-    def sample(self, logits: Float32, draws: Float64, scratch: Float32) -> Int64:
+    def sample(self, scores: Float32, draws: Float64, scratch: Float32) -> Int64:
         """Choose a token per row by inverting its cumulative distribution at a random number.
 
         Args:
-            logits: `[R, V]`; left as they are.
+            scores: `[R, V]` logits or log-probabilities; left as they are.
             draws: `[R]` uniform numbers in [0, 1).
             scratch: `[R, V]` to work in.
 
         Returns:
-            `[R]` token ids.
+            `[R]` token ids. A row without a single token that is allowed gets 0, as from argmax.
         """
-        # The largest logit goes first: a tiny temperature must not make infinities that cancel to
-        # NaN. A weight is a probability times a positive factor of its row.
-        weights = np.subtract(logits, logits.max(axis=1, keepdims=True), out=scratch)
-        with np.errstate(over="ignore"):
-            weights /= self._temperatures
+        tokens = np.empty(len(scores), np.int64)
+        for row in self._whole.tolist():
+            tokens[row] = _draw(self._weights(scores, row, scratch), float(draws[row]))
+        for rows, ids, weights in self._looks(scores, self._filtered, scratch):
+            places = _places(np.cumsum(weights, axis=1), draws[rows])
+            tokens[rows] = ids[np.arange(len(rows)), places]
+        return tokens
+
+    def candidates(self, scores: Float32, scratch: Float32) -> tuple[Int64, Float64]:
+        """The tokens of each row that may be drawn, and how likely each is.
+
+        Args:
+            scores: `[R, V]` logits or log-probabilities; left as they are.
+            scratch: `[R, V]` to work in.
+
+        Returns:
+            `[R, D]` token ids, the likeliest first, and their `[R, D]` probabilities: 0 for those
+            that the filters bar and for padding. D is what the row with the most tokens needs.
+        """
+        looks = list(self._looks(scores, np.arange(len(scores)), scratch))
+        depth = max((look.tokens.shape[1] for look in looks), default=0)
+        tokens = np.zeros((len(scores), depth), np.int64)
+        probabilities = np.zeros((len(scores), depth), np.float64)
+        for rows, ids, weights in looks:
+            sums = np.cumsum(weights, axis=1)[:, -1:]
+            tokens[rows, : ids.shape[1]] = ids
+            probabilities[rows, : ids.shape[1]] = weights / np.where(sums > 0, sums, 1)
+        return tokens, probabilities
+
+    def _looks(self, scores: Float32, rows: Int64, scratch: Float32) -> Iterator[_Looked]:
+        """Filter some of the rows, looking at more tokens only where a row needs them.
+
+        How many are looked at is a matter of the row alone: it may change the last bits of sums.
+        """
+        if not rows.size:
+            return
+        vocab_size = scores.shape[1]
+        totals = self._sum(scores, scratch)
+        for depth in (*(depth for depth in _DEPTHS if depth < vocab_size), vocab_size):
+            last = depth == vocab_size
+            deeper = (self._needed[rows] > depth) & (not last)
+            now = rows[~deeper]
+            if not now.size:
+                continue
+            everything = len(now) == len(scores)
+            ids, best = largest(scores if everything else scores[now], depth)
+            filters = self._filters if everything else self._filters.of(now)
+            look = Look(self._logarithms(best, now), filters, totals.of(now), self._least)
+            done = look.settled | last
+            yield _Looked(now[done], ids[done], look.weights[done])
+            rows = np.sort(np.concatenate([rows[deeper], now[~done]]))
+            if not rows.size:
+                return
+
+    def _logarithms(self, best: Float32, rows: Int64) -> Float64:
+        """`[r, D]` logarithms of the weights of the best scores, of which the first gets 0."""
+        values = np.minimum(best, _HIGHEST).astype(np.float64)
+        # -inf from -inf would be NaN
+        values -= np.maximum(values[:, :1], LOWEST)
+        values /= self._temperatures[rows]
+        return values
+
+    def _sum(self, scores: Float32, scratch: Float32) -> Totals:
+        """Sums over all tokens of the rows that need them."""
+        totals = Totals(np.ones((len(scores), 1)), np.zeros((len(scores), 1)))
+        for row in self._summed.tolist():
+            weights = self._weights(scores, row, scratch)
+            totals.weights[row] = weights.sum()
+            if self._products[row]:
+                logarithms = self._scaled(scores, row, np.empty_like(weights))
+                np.maximum(logarithms, _NOTHING, out=logarithms)
+                totals.products[row] = np.dot(logarithms, weights)
+        return totals
+
+    def _weights(self, scores: Float32, row: int, scratch: Float32) -> Float32:
+        """`[V]` weights of all tokens of a row, of which the likeliest has 1."""
+        weights = self._scaled(scores, row, scratch[row])
         np.exp(weights, out=weights)
-        if not self._whole.size:
-            return self._truncation.sample(weights, draws)
-        tokens = np.empty(len(logits), np.int64)
-        whole, truncated = self._whole, self._truncated
-        for row in whole.tolist():
-            tokens[row] = _draw(weights[row], float(draws[row]))
-        if truncated.size:
-            tokens[truncated] = self._truncation.sample(weights[truncated], draws[truncated])
-        return tokens
+        return weights
 
-
-class _Truncation:
-    """Sampling from the likeliest tokens. Limits `[R]` that are off are huge, 1 and 0."""
-
-    def __init__(self, top_k: Int64, top_p: Float64, min_p: Float64) -> None:
-        self._top_k, self._top_p, self._min_p = top_k[:, None], top_p[:, None], min_p[:, None]
-        self._uses_top_p = bool((top_p < 1.0).any())
-        self._uses_min_p = bool((min_p > 0.0).any())
-        self._keys = np.empty((0, 0), np.int64)
-
-    def sample(self, weights: Float32, draws: Float64) -> Int64:
-        """Draw from `[R, V]` weights; looks at more tokens only where it must."""
-        vocab_size = weights.shape[1]
-        # At least every top-k: of what it leaves, the sum must be known.
-        top_k = self._top_k[self._top_k < vocab_size].max(initial=0)
-        depth = min(max(_FIRST_LOOK, int(top_k)), vocab_size)
-        tokens, settled = self._sample_within(weights, draws, depth)
-        if depth < vocab_size and not settled.all():
-            (rows,) = np.nonzero(~settled)
-            rest = _Truncation(self._top_k[rows, 0], self._top_p[rows, 0], self._min_p[rows, 0])
-            tokens[rows], _ = rest._sample_within(weights[rows], draws[rows], vocab_size)
-        return tokens
-
-    def _sample_within(self, weights: Float32, draws: Float64, depth: int) -> tuple[Int64, Bool]:
-        """Draw from the `depth` likeliest tokens; also say which rows need no more of them."""
-        rows = np.arange(len(weights))
-        order = self._descending(weights, depth)
-        ordered = weights[rows[:, None], order].astype(np.float64)
-        kept = np.arange(depth) < self._top_k
-        if self._uses_top_p:
-            cumulative = np.cumsum(ordered, axis=1)
-            # Within what top-k left, keep up to and including the token that reaches top-p.
-            # Rounding may keep a sum just under its whole: top_p = 1 is taken by its word.
-            goal = self._top_p * self._left_by_top_k(weights, cumulative, rows)
-            kept &= (cumulative - ordered < goal) | (self._top_p >= 1.0)
-        if self._uses_min_p:
-            kept &= ordered >= self._min_p * ordered[:, :1]
-        kept[:, 0] = True
-        ordered *= kept
-        sums = np.cumsum(ordered, axis=1)
-        places = [_place(*pair) for pair in zip(sums, draws * sums[:, -1], strict=True)]
-        tokens = order[rows, places]
-        # If the last token looked at is kept, those behind it might be kept as well.
-        return tokens, ~kept[:, -1]
-
-    def _descending(self, weights: Float32, depth: int) -> Int64:
-        """`[R, depth]` ids of the largest weights, largest first, ties by id.
-
-        Non-negative floats order like their bits, so weight and id make one integer key: keys are
-        unique, which leaves no tie to the sorting algorithm. Rows go in portions whose keys stay
-        in the processor's cache.
-        """
-        rows, vocab_size = weights.shape
-        portion = max(1, _PORTION // vocab_size)
-        if self._keys.shape != (min(portion, rows), vocab_size):
-            self._keys = np.empty((min(portion, rows), vocab_size), np.int64)
-        ids = np.arange(vocab_size)
-        order = np.empty((rows, depth), np.int64)
-        for start in range(0, rows, portion):
-            bits = weights[start : start + portion].view(np.int32)
-            keys = self._keys[: len(bits)]
-            np.negative(bits, out=keys)
-            keys <<= 32
-            keys += ids
-            if depth < vocab_size:
-                keys.partition(depth - 1, axis=1)
-            order[start : start + portion] = keys[:, :depth]
-        order.sort(axis=1)
-        order &= 0xFFFFFFFF
-        return order
-
-    def _left_by_top_k(self, weights: Float32, cumulative: Float64, rows: Int64) -> Float64:
-        """`[R, 1]`: the weight of the top-k tokens, of which top-p is a share."""
-        depth = cumulative.shape[1]
-        last = np.minimum(self._top_k[:, 0], depth) - 1
-        within: Float64 = cumulative[rows, last][:, None]
-        if (self._top_k <= depth).all():
-            return within
-        totals: Float64 = weights.astype(np.float64).sum(axis=1, keepdims=True)
-        return np.where(self._top_k <= depth, within, totals)
+    def _scaled(self, scores: Float32, row: int, out: Float32) -> Float32:
+        """`[V]` logarithms of all weights of a row."""
+        values = scores[row]
+        highest = values.max()
+        if highest > _HIGHEST:
+            values, highest = np.minimum(values, _HIGHEST), _HIGHEST
+        # The largest goes first: a tiny temperature must not make infinities that cancel to NaN.
+        with np.errstate(over="ignore"):
+            np.subtract(values, max(highest, LOWEST), out=out)
+            temperature = np.float32(self._temperatures[row, 0])
+            if temperature != 1:
+                out /= temperature
+        return out
 
 
 def _draw(weights: Float32, draw: float) -> int:
@@ -172,3 +186,11 @@ def _place(sums: Float64, target: float) -> int:
     """
     place = sums.searchsorted(target, side="right")
     return int(min(place, sums.searchsorted(sums[-1])))
+
+
+def _places(sums: Float64, draws: Float64) -> Int64:
+    """`[R]`: what `_place` finds in each row of `[R, n]` sums, at draws times their ends."""
+    ends = sums[:, -1:]
+    before = (sums <= draws[:, None] * ends) & (sums < ends)
+    places: Int64 = before.sum(axis=1)
+    return places

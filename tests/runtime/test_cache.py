@@ -1,6 +1,7 @@
-"""The KV cache against a plain list of rows."""
+"""The KV cache against plain lists of slots and their rows."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,117 +31,171 @@ def make_cross(lengths: list[int], layers: tuple[int, ...], padding: int = 0) ->
 
 
 @dataclass
-class Row:
-    """What the cache must hold for a row."""
+class Slot:
+    """What the cache must hold for a slot; `past` has an array per block, for each of its rows."""
 
     bias: np.ndarray
     cross: list[np.ndarray]
-    past: list[np.ndarray]
+    past: list[list[np.ndarray]]
+
+    @property
+    def length(self) -> int:
+        return self.past[0][0].shape[1]
 
 
-def rows_of(cross: CrossAttention, layers: tuple[int, ...]) -> list[Row]:
+def slots_of(cross: CrossAttention, layers: tuple[int, ...], width: int) -> list[Slot]:
     return [
-        Row(
-            cross.bias[row, :length],
+        Slot(
+            cross.bias[slot, :length],
             [
-                block[layer][row, :, :length]
+                block[layer][slot, :, :length]
                 for layer in layers
                 for block in (cross.keys, cross.values)
             ],
-            [np.zeros((HEADS, 0, WIDTH), np.float32) for _ in layers for _ in range(2)],
+            [
+                [np.zeros((HEADS, 0, WIDTH), np.float32) for _ in layers for _ in range(2)]
+                for _ in range(width)
+            ],
         )
-        for row, length in enumerate(cross.lengths)
+        for slot, length in enumerate(cross.lengths)
     ]
 
 
-def write_step(cache: KVCache, rows: list[Row], layers: tuple[int, ...], seed: int) -> None:
+def write_step(cache: KVCache, slots: list[Slot], layers: tuple[int, ...], seed: int) -> None:
     """What a decoder step does: an entry per row at its own length."""
     random = np.random.default_rng(seed)
     cache.reserve(int(cache.lengths[: cache.rows].max()) + 1)
     keys, values = cache.past()
-    for index, row in enumerate(rows):
+    blocks = [block[layer] for layer in layers for block in (keys, values)]
+    for index, past in enumerate(past for slot in slots for past in slot.past):
         place = cache.lengths[index]
-        for number, block in enumerate([b[layer] for layer in layers for b in (keys, values)]):
+        for number, block in enumerate(blocks):
             entry = random.normal(size=(HEADS, WIDTH)).astype(np.float32)
             block[index, :, place] = entry
-            row.past[number] = np.concatenate([row.past[number], entry[:, None]], axis=1)
+            past[number] = np.concatenate([past[number], entry[:, None]], axis=1)
     cache.lengths[: cache.rows] += 1
 
 
-def assert_holds(cache: KVCache, rows: list[Row], layers: tuple[int, ...]) -> None:
-    assert cache.rows == len(rows)
+def assert_holds(cache: KVCache, slots: list[Slot], layers: tuple[int, ...]) -> None:
+    assert cache.slots == len(slots)
+    assert cache.rows == len(slots) * cache.width
     keys, values = cache.past()
     bias, cross_keys, cross_values = cache.cross()
     for layer in range(LAYERS):
         shapes = {block[layer].shape for block in (keys, values)}
         cross_shapes = {block[layer].shape for block in (cross_keys, cross_values)}
         used = layer in layers
-        assert shapes == {(len(rows), HEADS, cache.capacity if used else 0, WIDTH)}
-        assert cross_shapes == {(len(rows), HEADS, cache.kept if used else 0, WIDTH)}
-    assert bias.shape == (len(rows), cache.kept)
+        assert shapes == {(cache.rows, HEADS, cache.capacity if used else 0, WIDTH)}
+        assert cross_shapes == {(len(slots), HEADS, cache.kept if used else 0, WIDTH)}
+    assert bias.shape == (len(slots), cache.kept)
     for block in (bias, *keys, *values, *cross_keys, *cross_values):
         assert block.flags.c_contiguous
         assert np.isfinite(block).all()
-    for index, row in enumerate(rows):
-        kept = len(row.bias)
-        np.testing.assert_array_equal(bias[index, :kept], row.bias)
+    for index, slot in enumerate(slots):
+        kept = len(slot.bias)
+        np.testing.assert_array_equal(bias[index, :kept], slot.bias)
         assert (bias[index, kept:] == -1e4).all()
         blocks = [b[layer] for layer in layers for b in (cross_keys, cross_values)]
-        for block, expected in zip(blocks, row.cross, strict=True):
+        for block, expected in zip(blocks, slot.cross, strict=True):
             np.testing.assert_array_equal(block[index, :, :kept], expected)
         blocks = [b[layer] for layer in layers for b in (keys, values)]
-        for block, expected in zip(blocks, row.past, strict=True):
-            length = expected.shape[1]
-            assert cache.lengths[index] == length
-            np.testing.assert_array_equal(block[index, :, :length], expected)
+        for row, past in enumerate(slot.past, index * cache.width):
+            assert cache.lengths[row] == slot.length
+            for block, expected in zip(blocks, past, strict=True):
+                np.testing.assert_array_equal(block[row, :, : slot.length], expected)
 
 
 actions = st.lists(
     st.one_of(
         st.tuples(st.just("append"), st.lists(st.integers(1, 40), min_size=1, max_size=4)),
         st.tuples(st.just("step"), st.integers(1, 30)),
+        st.tuples(st.just("copy"), st.integers(0, 2**16)),
         st.tuples(st.just("remove"), st.lists(st.integers(0, 11), min_size=1, max_size=6)),
         st.tuples(st.just("clear"), st.just(0)),
     ),
-    max_size=12,
+    max_size=16,
 )
 
 
+class Script:
+    """A cache and what it must hold, changed together."""
+
+    def __init__(self, layers: tuple[int, ...], width: int) -> None:
+        self.layers = layers
+        self.cache = KVCache(INFO, layers, max_slots=12, max_capacity=100, width=width)
+        self.slots: list[Slot] = []
+
+    def append(self, lengths: list[int], number: int) -> None:
+        if lengths := lengths[: 12 - len(self.slots)]:
+            cross = make_cross(lengths, self.layers, padding=number % 3)
+            self.cache.append(cross)
+            self.slots += slots_of(cross, self.layers, self.cache.width)
+
+    def step(self, count: int, number: int) -> None:
+        for turn in range(count if self.slots else 0):
+            if max(slot.length for slot in self.slots) < 100:
+                write_step(self.cache, self.slots, self.layers, seed=number * 100 + turn)
+
+    def copy(self, choice: int, number: int) -> None:
+        """Some rows go on from others of their slots, as beams do between two steps."""
+        random, width = np.random.default_rng(choice), self.cache.width
+        for index, slot in enumerate(self.slots):
+            parents = random.integers(0, width, width).tolist()
+            for row, parent in enumerate(parents):
+                if parent != row and row not in parents:
+                    self.cache.copy_row(index * width + parent, index * width + row)
+                    slot.past[row] = list(slot.past[parent])
+
+    def remove(self, wanted: list[int], number: int) -> None:
+        gone = sorted({slot for slot in wanted if slot < len(self.slots)})
+        for source, target in self.cache.remove(gone):
+            self.slots[target] = self.slots[source]
+        del self.slots[self.cache.slots :]
+
+    def clear(self, nothing: int, number: int) -> None:
+        self.cache.clear()
+        self.slots = []
+
+
 @settings(deadline=None)
-@given(actions, st.sampled_from([(0,), (0, 2), (0, 1, 2)]))
-def test_rows_keep_their_contents_through_every_change(
-    script: list[tuple[str, object]], layers: tuple[int, ...]
+@given(actions, st.sampled_from([(0,), (0, 2), (0, 1, 2)]), st.integers(1, 4))
+def test_slots_keep_their_contents_through_every_change(
+    actions: list[tuple[str, Any]], layers: tuple[int, ...], width: int
 ) -> None:
-    cache = KVCache(INFO, layers, max_rows=12, max_capacity=100)
-    rows: list[Row] = []
-    for number, (action, argument) in enumerate(script):
-        if action == "append":
-            assert isinstance(argument, list)
-            lengths = argument[: 12 - len(rows)]
-            if lengths:
-                cross = make_cross(lengths, layers, padding=number % 3)
-                cache.append(cross)
-                rows += rows_of(cross, layers)
-        elif action == "step" and rows:
-            assert isinstance(argument, int)
-            for turn in range(argument):
-                if max(row.past[0].shape[1] for row in rows) < 100:
-                    write_step(cache, rows, layers, seed=number * 100 + turn)
-        elif action == "remove":
-            assert isinstance(argument, list)
-            gone = sorted({row for row in argument if row < len(rows)})
-            moves = cache.remove(gone)
-            for source, target in moves:
-                rows[target] = rows[source]
-            del rows[cache.rows :]
-        elif action == "clear":
-            cache.clear()
-            rows = []
-        assert_holds(cache, rows, layers)
+    script = Script(layers, width)
+    for number, (action, argument) in enumerate(actions):
+        getattr(script, action)(argument, number)
+        assert_holds(script.cache, script.slots, layers)
 
 
-def test_removal_moves_no_more_rows_than_it_must() -> None:
-    cache = KVCache(INFO, (0,), max_rows=8, max_capacity=64)
+def test_a_row_is_copied_only_where_it_differs() -> None:
+    cache = KVCache(INFO, (0,), max_slots=1, max_capacity=64, width=3)
+    cache.append(make_cross([3], (0,)))
+    slots = slots_of(make_cross([3], (0,)), (0,), 3)
+    write_step(cache, slots, (0,), seed=0)
+    cache.copy_row(0, 1)
+    cache.copy_row(0, 2)
+    write_step(cache, slots, (0,), seed=1)
+    keys, _ = cache.past()
+    keys[0][2, :, 0] = 7.0  # where rows 1 and 2 are known to be equal
+    cache.copy_row(1, 2)
+    assert (keys[0][2, :, 0] == 7.0).all()
+    np.testing.assert_array_equal(keys[0][2, :, 1], keys[0][1, :, 1])
+
+
+def test_memory_is_given_back_when_most_slots_are_free() -> None:
+    cache = KVCache(INFO, (0, 1), max_slots=32, max_capacity=1000)
+    cache.append(make_cross([8] * 32, (0, 1)))
+    cache.reserve(1000)
+    full = cache.nbytes
+    cache.remove(list(range(8, 32)))
+    assert cache.nbytes < full / 8
+    cache.remove(list(range(1, 8)))
+    assert cache.nbytes < full / 100
+
+
+def test_removal_moves_no_more_slots_than_it_must() -> None:
+    cache = KVCache(INFO, (0,), max_slots=8, max_capacity=64)
     cache.append(make_cross([3] * 6, (0,)))
     assert cache.remove([5]) == []
     assert cache.remove([1, 3, 4]) == [(2, 1)]
@@ -149,7 +204,7 @@ def test_removal_moves_no_more_rows_than_it_must() -> None:
 
 
 def test_memory_grows_with_the_rows_and_their_lengths() -> None:
-    cache = KVCache(INFO, (0, 2), max_rows=32, max_capacity=1000)
+    cache = KVCache(INFO, (0, 2), max_slots=32, max_capacity=1000)
     assert cache.nbytes == 0
     cache.append(make_cross([5], (0, 2)))
     one = cache.nbytes
@@ -168,7 +223,7 @@ def test_memory_grows_with_the_rows_and_their_lengths() -> None:
 
 
 def test_short_sources_do_not_shrink_the_memory_of_a_long_one_until_half_is_free() -> None:
-    cache = KVCache(INFO, (0,), max_rows=8, max_capacity=64)
+    cache = KVCache(INFO, (0,), max_slots=8, max_capacity=64)
     cache.append(make_cross([40], (0,)))
     assert cache.kept == 40
     cache.remove([0])
@@ -179,7 +234,7 @@ def test_short_sources_do_not_shrink_the_memory_of_a_long_one_until_half_is_free
     assert cache.kept == 16
 
 
-def test_more_rows_than_fit_are_a_mistake_of_the_caller() -> None:
-    cache = KVCache(INFO, (0,), max_rows=2, max_capacity=64)
-    with pytest.raises(ValueError, match="3 rows do not fit"):
+def test_more_slots_than_fit_are_a_mistake_of_the_caller() -> None:
+    cache = KVCache(INFO, (0,), max_slots=2, max_capacity=64)
+    with pytest.raises(ValueError, match="3 slots do not fit"):
         cache.append(make_cross([3] * 3, (0,)))

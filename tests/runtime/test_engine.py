@@ -1,9 +1,6 @@
 """Generation with a toy backend: what a batch, a queue or a thread gives, a lone run gives too."""
 
-import gc
-import threading
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +13,8 @@ from drl.runtime import (
     GenerationConfig,
     GenerationResult,
 )
-from drl.runtime.backends import StepInputs, StepOutputs
-from tests.runtime.toy import EOS, VOCAB_SIZE, ToyBackend, toy_bundle, toy_engine
-
-
-def random_prompts(count: int, seed: int = 0) -> list[list[int]]:
-    random = np.random.default_rng(seed)
-    return [random.integers(2, VOCAB_SIZE, random.integers(1, 40)).tolist() for _ in range(count)]
-
-
-def assert_same(found: GenerationResult, expected: GenerationResult) -> None:
-    assert found.tokens == expected.tokens
-    assert found.text == expected.text
-    assert found.path == expected.path
-    assert found.finish_reason == expected.finish_reason
-    assert found.top_logprobs == expected.top_logprobs
-    if expected.logprobs is not None:
-        np.testing.assert_array_equal(found.logprobs, expected.logprobs)
-    if expected.path_logits is not None:
-        np.testing.assert_array_equal(found.path_logits, expected.path_logits)
-    if expected.experts is not None:
-        assert found.experts is not None
-        for side in ("encoder", "decoder"):
-            ours, theirs = getattr(found.experts, side), getattr(expected.experts, side)
-            assert ours.keys() == theirs.keys()
-            for layer in theirs:
-                np.testing.assert_array_equal(ours[layer], theirs[layer])
+from tests.runtime.comparing import MODES, assert_same, random_prompts
+from tests.runtime.toy import EOS, VOCAB_SIZE, toy_engine
 
 
 @pytest.fixture
@@ -99,32 +72,25 @@ def test_every_mixture_of_options_is_independent_of_the_batch(tmp_path: Path) ->
     assert len({result.path for result in expected}) == 3
 
 
-def test_waiting_requests_are_admitted_while_others_run(tmp_path: Path) -> None:
-    bundle = toy_bundle(tmp_path)
-    backend = ToyBackend(bundle.manifest)
-    with Engine(bundle, backend, max_batch_size=4) as engine:
-        engine.generate(random_prompts(30), path="full")
-    assert sum(backend.encoded_rows) == 30
-    assert len(backend.encoded_rows) > 8  # not in whole batches of four
-    assert max(rows for _, rows in backend.stepped_rows) == 4
-    full = sum(rows == 4 for _, rows in backend.stepped_rows)
-    assert full > 0.7 * len(backend.stepped_rows)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_search_is_independent_of_the_batch(tmp_path: Path, mode: str) -> None:
+    prompts = random_prompts(14, seed=6)
+    options = {**MODES[mode], "top_logprobs": 2, "return_experts": True}
+    with toy_engine(tmp_path) as lone:
+        expected = [lone.generate([prompt], **options)[0] for prompt in prompts]
+    with toy_engine(tmp_path, max_batch_size=13) as engine:
+        for ours, theirs in zip(engine.generate(prompts, **options), expected, strict=True):
+            assert_same(ours, theirs)
 
 
-def test_run_reads_requests_as_places_become_free(engine: Engine) -> None:
-    taken = 0
-
-    def requests():  # type: ignore[no-untyped-def]
-        nonlocal taken
-        for prompt in random_prompts(50):
-            taken += 1
-            yield engine.request(prompt, path="fast")
-
-    results = engine.run(requests())
-    next(results)
-    assert taken <= 8
-    assert len(list(results)) == 49
-    assert taken == 50
+def test_searches_of_all_kinds_share_an_engine(tmp_path: Path) -> None:
+    prompts = random_prompts(3 * len(MODES), seed=7)
+    with toy_engine(tmp_path) as lone:
+        modes = [lone.configure(**mode) for mode in MODES.values()] * 3
+        expected = [lone.generate([prompts[i]], mode)[0] for i, mode in enumerate(modes)]
+    with toy_engine(tmp_path, max_batch_size=9) as engine:
+        for ours, theirs in zip(engine.generate(prompts, modes), expected, strict=True):
+            assert_same(ours, theirs)
 
 
 def test_results_say_what_happened(engine: Engine) -> None:
@@ -223,135 +189,6 @@ def test_a_stop_string_ends_a_sequence_and_is_cut_off_the_text(engine: Engine) -
     assert result.tokens == whole.tokens[: len(result.tokens)]
 
 
-def test_streams_join_to_the_text_of_generate(engine: Engine) -> None:
-    for seed in range(20):
-        config = GenerationConfig(temperature=2.0, seed=seed, stop_strings=["q", "zz"])
-        (expected,) = engine.generate(["ab ab"], config)
-        pieces = list(engine.stream("ab ab", config))
-        assert "".join(piece.text for piece in pieces) == expected.text
-        assert [token for piece in pieces for token in piece.tokens] == expected.tokens
-        assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
-        assert pieces[-1].result is not None
-        assert_same(pieces[-1].result, expected)
-
-
-def test_streams_may_be_interleaved_and_left_early(engine: Engine) -> None:
-    config = GenerationConfig(min_new_tokens=20)
-    expected = [engine.generate([text], config)[0].text for text in ("one", "two")]
-    streams = [engine.stream(text, config) for text in ("one", "two")]
-    pieces = zip_longest(*streams)
-    texts = ["".join(piece.text for piece in side if piece) for side in zip(*pieces, strict=True)]
-    assert texts == expected
-    abandoned = engine.stream("three", config)
-    next(abandoned)
-    abandoned.close()  # type: ignore[attr-defined]
-    assert engine._scheduler.running == 0
-
-
-@pytest.mark.parametrize("tokenizer", [True, False])
-def test_a_stream_that_others_advance_gives_every_token(tmp_path: Path, tokenizer: bool) -> None:
-    config = GenerationConfig(min_new_tokens=30, max_new_tokens=30)
-    with toy_engine(tmp_path, tokenizer=tokenizer) as engine:
-        (expected,) = engine.generate([[5, 6]], config)
-        pieces = []
-        for piece in engine.stream([5, 6], config):
-            pieces.append(piece)
-            engine.generate([[7]], GenerationConfig(max_new_tokens=3))
-    assert [token for piece in pieces for token in piece.tokens] == expected.tokens
-    assert "".join(piece.text for piece in pieces) == expected.text
-    assert len(pieces) > 3
-
-
-def test_a_stream_forgotten_during_a_step_is_dropped_at_the_next(tmp_path: Path) -> None:
-    bundle = toy_bundle(tmp_path)
-    backend = ToyBackend(bundle.manifest)
-    engine = Engine(bundle, backend)
-    forgotten = [engine.stream([5, 6], GenerationConfig(min_new_tokens=40))]
-    next(forgotten[0])
-    step = backend.step
-
-    def collect(inputs: StepInputs) -> StepOutputs:
-        forgotten.clear()
-        gc.collect()
-        return step(inputs)
-
-    backend.step = collect  # type: ignore[method-assign]
-    found: list[GenerationResult] = []
-    thread = threading.Thread(target=lambda: found.extend(engine.generate([[7]])), daemon=True)
-    thread.start()
-    thread.join(timeout=20)
-    assert not thread.is_alive()
-    assert_same(found[0], engine.generate([[7]])[0])
-    assert engine._scheduler.running == 0
-
-
-def test_threads_share_the_engine(tmp_path: Path) -> None:
-    prompts = random_prompts(24)
-    with toy_engine(tmp_path, max_batch_size=1) as lone:
-        expected = [lone.generate([prompt])[0] for prompt in prompts]
-    bundle = toy_bundle(tmp_path)
-    backend = ToyBackend(bundle.manifest)
-    found: dict[int, GenerationResult] = {}
-    with Engine(bundle, backend, max_batch_size=8) as engine:
-
-        def work(start: int) -> None:
-            for index in range(start, 24, 4):
-                found[index] = engine.generate([prompts[index]])[0]
-
-        threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    for index, result in enumerate(expected):
-        assert_same(found[index], result)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("broken")])
-def test_an_interrupted_engine_is_usable_again(tmp_path: Path, error: BaseException) -> None:
-    bundle = toy_bundle(tmp_path)
-    backend = ToyBackend(bundle.manifest)
-    with Engine(bundle, backend, max_batch_size=4) as engine:
-        prompts = random_prompts(9)
-        expected = engine.generate(prompts)
-        backend.fail_at_step = error
-        with pytest.raises(type(error)):
-            engine.generate(prompts)
-        assert engine._scheduler.running == engine._scheduler.waiting == 0
-        for ours, theirs in zip(engine.generate(prompts), expected, strict=True):
-            assert_same(ours, theirs)
-
-
-def test_a_failed_step_fails_the_sequences_of_others(tmp_path: Path) -> None:
-    bundle = toy_bundle(tmp_path)
-    backend = ToyBackend(bundle.manifest)
-    with Engine(bundle, backend) as engine:
-        other = engine.stream([5, 6, 7], GenerationConfig(min_new_tokens=40))
-        next(other)
-        backend.fail_at_step = KeyboardInterrupt()
-        with pytest.raises(KeyboardInterrupt):
-            engine.generate([[8, 9]])
-        with pytest.raises(DrlError, match="cut short: interrupted"):
-            list(other)
-
-
-def test_a_closed_engine_says_so(engine: Engine) -> None:
-    engine.close()
-    engine.close()
-    with pytest.raises(BackendError, match="closed"):
-        engine.generate([[4]])
-
-
-def test_skipped_layers_own_no_memory(tmp_path: Path) -> None:
-    with toy_engine(tmp_path) as engine:
-        engine.generate(random_prompts(4), path="fast")
-        fast, mid, full = (lane.cache.nbytes for lane in engine._scheduler.lanes)
-        assert mid == full == 0
-        engine.generate(random_prompts(4), path="full")
-        full = engine._scheduler.lanes[2].cache.nbytes
-    assert full > 2 * fast > 0
-
-
 def test_a_batch_size_is_a_positive_number(tmp_path: Path) -> None:
     for wrong in (0, -1, True, None, "4", 2.5):
         with pytest.raises(BackendError, match="max_batch_size must be at least 1"):
@@ -373,17 +210,6 @@ def test_extreme_options_that_single_precision_holds_are_served(engine: Engine) 
             engine.generate([[5, 6, 7]], config)
     largest = GenerationConfig(temperature=3e38, top_k=2**63 - 1, seed=2**63 - 1)
     engine.generate([[5]], largest)
-
-
-def test_the_backend_lets_go_of_a_cache_that_is_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("drl.runtime.lane._KEPT_BYTES", 0)
-    bundle = toy_bundle(tmp_path)
-    backend = ToyBackend(bundle.manifest)
-    with Engine(bundle, backend) as engine:
-        engine.generate([[5]], path="mid")
-    assert backend.released[0] == 1
 
 
 @pytest.mark.parametrize("head", ["attention", "greedy", None])

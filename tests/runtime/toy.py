@@ -126,7 +126,7 @@ class ToyBackend:
         self.head = weight(WIDTH, manifest.limits.vocab_size) * 1.5
         self.encoded_rows: list[int] = []
         self.stepped_rows: list[tuple[int, int]] = []
-        self.released: list[int] = []
+        self.released: list[tuple[int, int]] = []
         self.closed = False
         self.fail_at_step: BaseException | None = None
 
@@ -187,8 +187,8 @@ class ToyBackend:
             experts = {layer: ids + layer for layer in self.manifest.paths[inputs.path].layers}
         return StepOutputs(logits, experts)
 
-    def release(self, path: int) -> None:
-        self.released.append(path)
+    def release(self, path: int, width: int) -> None:
+        self.released.append((path, width))
 
     def close(self) -> None:
         self.closed = True
@@ -203,8 +203,9 @@ class ToyBackend:
                 past[part][row, :, slot] = new.reshape(HEADS, HEAD_DIM)
             keys, values = past[0][row, :, : slot + 1], past[1][row, :, : slot + 1]
             state = state + _attend(state, keys, values, 0.0) @ self.mix[layer, 0]
-            cross = inputs.cross_keys[layer][row], inputs.cross_values[layer][row]
-            state = state + _attend(state, *cross, inputs.cross_bias[row]) @ self.mix[layer, 1]
+            source = row // inputs.width
+            cross = inputs.cross_keys[layer][source], inputs.cross_values[layer][source]
+            state = state + _attend(state, *cross, inputs.cross_bias[source]) @ self.mix[layer, 1]
             state = np.tanh(state)
         scores = state @ self.head
         scores[EOS] += 0.25 * slot
@@ -217,19 +218,22 @@ class ToyBackend:
         for vector in (inputs.lengths, inputs.new_lengths):
             assert vector.dtype == np.int32
             assert vector.shape == (rows,)
-        kept = inputs.cross_bias.shape[1]
+        sources, kept = inputs.cross_bias.shape
+        assert sources * inputs.width == rows
+        assert inputs.cross_bias.dtype == np.float32
+        assert inputs.cross_bias.flags.c_contiguous
         capacity = inputs.past_keys[layers[0]].shape[2]
         assert capacity >= (inputs.lengths + inputs.new_lengths).max()
         assert capacity <= self.manifest.limits.max_target_length
         groups = (
-            (kept, (inputs.cross_keys, inputs.cross_values)),
-            (capacity, (inputs.past_keys, inputs.past_values)),
+            (sources, kept, (inputs.cross_keys, inputs.cross_values)),
+            (rows, capacity, (inputs.past_keys, inputs.past_values)),
         )
-        for length, pair in groups:
+        for count, length, pair in groups:
             for blocks in pair:
                 for layer, block in enumerate(blocks):
                     expected = length if layer in layers else 0
-                    assert block.shape == (rows, HEADS, expected, HEAD_DIM)
+                    assert block.shape == (count, HEADS, expected, HEAD_DIM)
                     assert block.flags.c_contiguous
                     assert block.dtype == np.float32
 

@@ -206,3 +206,59 @@ def test_a_terminal_is_answered_line_by_line_and_shown_path_and_time(text_bundle
     assert len(output.decode().splitlines()) == 2
     assert errors.decode().count("> ") == 4
     assert "error: the prompt has 61 tokens" in errors.decode()
+
+
+def test_several_results_are_lines_and_in_json_alternatives(
+    run: Run, expected: Callable[..., GenerationResult]
+) -> None:
+    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 8, "min_new_tokens": 4}
+    results = [expected(prompt, **options) for prompt in ("hello", "中国")]
+    arguments = ["--num-beams", "3", "--num-return-sequences", "2"]
+    arguments += ["--max-new-tokens", "8", "--min-new-tokens", "4"]
+    lines = [each.text for result in results for each in (result, *result.alternatives)]
+    assert run("hello", "中国", *arguments).stdout == "".join(f"{line}\n" for line in lines)
+    assert run("hello", "中国", *arguments, "--stream").stdout.splitlines() == lines
+    record = json.loads(run("hello", "--json", "--logprobs", *arguments).stdout)
+    (alternative,) = record["alternatives"]
+    (wanted,) = results[0].alternatives
+    assert record["score"] == pytest.approx(results[0].score, abs=1e-5)
+    assert alternative["score"] == pytest.approx(wanted.score, abs=1e-5)
+    assert alternative["logprobs"] == pytest.approx(wanted.logprobs, abs=1e-5)
+    assert {name: alternative[name] for name in ("text", "tokens", "finish_reason")} == {
+        "text": wanted.text,
+        "tokens": wanted.tokens,
+        "finish_reason": wanted.finish_reason,
+    }
+
+
+def test_with_notes_several_results_are_numbered(run: Run) -> None:
+    arguments = ["hello", "--num-beams", "3", "--num-return-sequences", "2", "-v"]
+    for lines in (run(*arguments).stdout, run(*arguments, "--stream").stdout):
+        for rank, line in enumerate(lines.splitlines(), 1):
+            assert line.startswith(f"{rank}. ")
+            assert ", score -" in line
+        assert rank == 2
+    sampled = ["hello", "--temperature", "1", "--seed", "3", "--num-return-sequences", "3"]
+    streamed = run(*sampled, "--stream").stdout
+    assert streamed == run(*sampled).stdout
+    assert len(json.loads(run(*sampled, "--json").stdout)["alternatives"]) == 2
+
+
+def test_a_prefix_begins_each_result(run: Run) -> None:
+    line = run("hello", "--prefix", "ab c", "--max-new-tokens", "3").stdout
+    assert line.startswith("ab c")
+    record = json.loads(run("hello", "--prefix", "ids:38,39", "--json").stdout)
+    assert record["tokens"][:2] == [38, 39]
+    assert record["prefix_tokens"] == 2
+    assert "prefix_tokens" not in json.loads(run("hello", "--json").stdout)
+
+
+def test_text_obeys_a_constraint(run: Run) -> None:
+    pytest.importorskip("llguidance")
+    assert run("hello", "--regex", "[ab]{3}c").stdout[3:] == "c\n"
+
+
+def test_time_that_ran_out_is_told(run: Run) -> None:
+    arguments = ["hello", "--min-new-tokens", "40", "--max-time", "1e-6"]
+    assert run(*arguments, "-v").stdout.endswith(" ms, out of time]\n")
+    assert json.loads(run(*arguments, "--json").stdout)["finish_reason"] == "time"

@@ -58,6 +58,32 @@ def test_a_file_of_requests_becomes_a_file_of_results(run: Run, tmp_path: Path) 
     ] == [{key: value for key, value in record.items() if key not in drop} for record in records]
 
 
+def test_a_line_may_set_every_option_for_itself(run: Run, tmp_path: Path) -> None:
+    lines: list[object] = [
+        {"prompt": "hello", "num_beams": 3, "num_return_sequences": 2, "top_logprobs": 1},
+        {"prompt": "hello", "prefix": "ab", "max_length": 6},
+        {"prompt": "hello", "prefix": [38, 39], "do_sample": True, "num_return_sequences": 3},
+        {"prompt": "hello", "prefix": None},
+        {"prompt": "hello", "forced_decoder_ids": [[1, 38], [2, 39]], "bad_words_ids": [[40]]},
+        {"prompt": "hello", "prefix": 3},
+    ]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    result = run("--input", str(source), "--max-new-tokens", "4", "--prefix", "x")
+    beams, text, ids, nothing, forced, wrong = map(json.loads, result.stdout.splitlines())
+    assert len(beams["alternatives"]) == 1
+    assert len(beams["top_logprobs"][0]) == 1
+    assert beams["score"] >= beams["alternatives"][0]["score"]
+    assert text["text"].startswith("ab")
+    assert len(text["tokens"]) <= 5
+    assert ids["tokens"][:2] == [38, 39]
+    assert ids["prefix_tokens"] == 2
+    assert len(ids["alternatives"]) == 2
+    assert "prefix_tokens" not in nothing
+    assert forced["prefix_tokens"] == 1
+    assert forced["tokens"][1] == 39
+    assert "the prefix of the prompt must be" in wrong["error"]
+
+
 def test_order_is_kept_whatever_ends_first(run: Run, tmp_path: Path) -> None:
     lines: list[object] = [
         {"prompt": [5, 6, index + 2], "max_new_tokens": 1 + (index * 31) % 40, "min_new_tokens": 1}
