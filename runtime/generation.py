@@ -82,8 +82,10 @@ class GenerationConfig:
         renormalize_logits: Make scores log-probabilities again after all processors.
         remove_invalid_values: Replace scores that are no finite numbers.
         json_schema: The text is JSON of this schema, a dict or JSON text.
-        regex: The text matches this regular expression as a whole.
-        grammar: The text is a sentence of this grammar. At most one of the three may be given.
+        regex: The text matches this regular expression as a whole, in the notation of Rust's
+            `regex`, which has no look-around and no back-references.
+        grammar: The text is a sentence of this grammar, in llguidance's variant of Lark's
+            notation. At most one of the three may be given; they need the extra `constraints`.
         stop_token_ids: Tokens that end generation besides the end-of-sequence token; like it they
             are not part of the result.
         stop_strings: Texts that end generation; the result's text ends before the first of them.

@@ -93,25 +93,26 @@ class Scorer:
         cache.reserve(longest)
         past_keys, past_values = cache.past()
         bias, cross_keys, cross_values = cache.cross()
-        outputs = self._backend.step(
-            StepInputs(
-                path=path,
-                tokens=self._inputs(targets, longest),
-                lengths=cache.lengths,
-                new_lengths=np.array([len(target) for target in targets], np.int32),
-                cross_bias=bias,
-                cross_keys=cross_keys,
-                cross_values=cross_values,
-                past_keys=past_keys,
-                past_values=past_values,
-            )
+        inputs = StepInputs(
+            path=path,
+            tokens=self._inputs(targets, longest),
+            lengths=cache.lengths,
+            new_lengths=np.array([len(target) for target in targets], np.int32),
+            cross_bias=bias,
+            cross_keys=cross_keys,
+            cross_values=cross_values,
+            past_keys=past_keys,
+            past_values=past_values,
         )
+        try:
+            outputs = self._backend.step(inputs)
+        finally:  # the backend holds on to a step's memory until the next one
+            self._backend.release(path, 1)
         logprobs = []
         for logits, target in zip(outputs.logits, targets, strict=True):
             own = logits[: len(target)]
             chosen = own[np.arange(len(target)), list(target)]
             logprobs.append((chosen - log_sum_exp(own, np.empty_like(own))).tolist())
-        self._backend.release(path, 1)
         return logprobs
 
     def _inputs(self, targets: list[tuple[int, ...]], longest: int) -> Int64:

@@ -49,6 +49,8 @@ class ConstraintCompiler:
       Python's, without look-around and back-references.
     - `grammar`: a sentence of a grammar in llguidance's variant of Lark's notation.
 
+    A text that a limit or a stop string cuts off is only the beginning of one.
+
     Args:
         tokenizer: The bundle's tokenizer, or None if it has none.
         vocab_size: The number of the model's logits, which may exceed the tokenizer's vocabulary.

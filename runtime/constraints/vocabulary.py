@@ -58,7 +58,7 @@ class Vocabulary:
         pieces = [b""] * vocab_size
         opens = np.zeros(vocab_size, np.bool_)
         for token, (single, text) in enumerate(zip(alone, joined, strict=True)):
-            if not text.startswith(head):
+            if token == unknown or not text.startswith(head):
                 continue
             added = text[len(head) :]
             pieces[token] = _piece(fast, token, added)

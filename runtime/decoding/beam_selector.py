@@ -144,7 +144,9 @@ class BeamSelector:
         failures = phase.processors.apply(scores, history)
         if len(phase.renormalised):
             part = scores[phase.renormalised]
-            part -= log_sum_exp(part, np.empty_like(part))[:, None]
+            # A row whose tokens are all barred has no sum, and stays barred.
+            some = part.max(axis=1) > -np.inf
+            part[some] -= log_sum_exp(part[some], np.empty_like(part[some]))[:, None]
             scores[phase.renormalised] = part
         return scores, np.zeros(len(scores), np.float32), failures
 
@@ -162,7 +164,8 @@ class BeamSelector:
         """The candidates of each search, best first or in the order of the draws."""
         tokens, values = largest(scores, phase.needed)
         running = np.concatenate([np.array(m.search.scores, np.float32) for m in phase.members])
-        totals = values + (offsets + running)[:, None]
+        # In this order, so that a score does not depend on who else is in the batch.
+        totals = (values + offsets[:, None]) + running[:, None]
         return [
             _drawn(member, member.sampler, scores[member.places], running[member.places])
             if member.sampler

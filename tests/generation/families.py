@@ -75,7 +75,7 @@ FAMILIES = {
     "pegasus": _bart("PegasusForConditionalGeneration", 3, Drawing(query=4.0, embedding=1.5)),
     "marian": _bart(
         "MarianMTModel",
-        3,
+        7,
         Drawing(query=3.0, key=3.0, embedding=0.3),
         scale_embedding=True,
         decoder_vocab_size=_VOCABULARY,

@@ -11,6 +11,13 @@ from tests.generation.transformers_search import LIMIT
 
 Options = dict[str, Any]
 BEAMS: Options = {"num_beams": 4, "num_return_sequences": 4}
+NEUTRAL: list[Options] = [
+    {},
+    {"renormalize_logits": True},
+    {"remove_invalid_values": True},
+    {"early_stopping": False},
+]
+"""Those that by themselves change nothing."""
 
 
 def alone(subject: Subject, habits: Habits) -> list[Options]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+import torch
+from transformers import PreTrainedTokenizerFast
 
 from drl.export import ExportOptions, export, load_checkpoint, save_checkpoint
 from drl.export.model import DualRouterModel
@@ -14,6 +15,7 @@ from drl.runtime import Engine
 from tests.export.importers.oracle import random_sources
 from tests.generation.eager_model import EagerSearch
 from tests.generation.families import FAMILIES, build
+from tests.generation.transformers_search import search
 from tests.models import TINY, random_model, random_prompts
 
 NUMBERS = Path(__file__).parents[2] / "examples" / "numbers"
@@ -28,8 +30,6 @@ NAMES = (
 _LENGTHS = (1, 7, 19, 4, 33, 12, 2, 25)
 # Ids above are special tokens of some families.
 _ORDINARY = 75
-# Of the random model's weights: generations vary and end on every path.
-_SEED = 8
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Subject:
         engine: Runs the same model's bundle.
         path: The engine's path that is the model.
         sources: Token ids of sources.
-        tokenizer: Of the bundle, if it has one.
+        tokenizer: The bundle's as transformers', if it has one.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Subject:
     engine: Engine
     path: str
     sources: list[list[int]]
-    tokenizer: Tokenizer | None = None
+    tokenizer: PreTrainedTokenizerFast | None = None
 
     @property
     def end(self) -> int:
@@ -83,17 +83,17 @@ class Subjects(contextlib.ExitStack):
         model.save_pretrained(self._folder / name / "checkpoint")
         engine = self._open(name, self._folder / name / "checkpoint")
         (path,) = engine.bundle.manifest.paths
-        return [Subject(name, model, engine, path.name, sources)]
+        return [Subject(name, model, engine, path.name, [*sources, _sayings(model, sources)])]
 
     def _dual_router(self, name: str) -> list[Subject]:
         kind, _ = name.split("-")
         if kind == "tiny":
-            model, checkpoint = random_model(seed=_SEED), self._folder / kind / "checkpoint"
+            model, checkpoint = _tiny_model(), self._folder / kind / "checkpoint"
             save_checkpoint(checkpoint, model)
             return self._paths(kind, model, checkpoint, random_prompts(len(_LENGTHS), seed=1), None)
-        tokenizer = Tokenizer.from_file(str(NUMBERS / "tokenizer.json"))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(NUMBERS / "tokenizer.json"))
         prompts = (NUMBERS / "samples.txt").read_text(encoding="utf-8").splitlines()
-        sources = [encoded.ids for encoded in tokenizer.encode_batch(prompts)]
+        sources = [tokenizer(prompt)["input_ids"] for prompt in prompts]
         return self._paths(kind, load_checkpoint(NUMBERS).model(), NUMBERS, sources, tokenizer)
 
     def _paths(
@@ -102,7 +102,7 @@ class Subjects(contextlib.ExitStack):
         model: DualRouterModel,
         checkpoint: Path,
         sources: Sequence[list[int]],
-        tokenizer: Tokenizer | None,
+        tokenizer: PreTrainedTokenizerFast | None,
     ) -> list[Subject]:
         engine = self._open(kind, checkpoint)
         return [
@@ -123,4 +123,15 @@ class Subjects(contextlib.ExitStack):
         return self.enter_context(Engine.from_bundle(bundle, threads=1))
 
 
-assert tuple(path.name for path in TINY.paths) == PATHS
+def _sayings(model: Any, sources: Sequence[list[int]]) -> list[int]:
+    """A source of what a model says, so that it may be kept from saying what its source says."""
+    said = [token for source in sources for token in search(model, source, {})[0].tokens]
+    return said[:40]
+
+
+def _tiny_model() -> DualRouterModel:
+    """A random model with every feature, which ends sooner than others, on every path."""
+    model = random_model(seed=8)
+    with torch.no_grad():
+        model.embedding.weight[TINY.eos_token_id] *= 2.0
+    return model

@@ -1,34 +1,51 @@
 """Every option by itself does what it does in transformers, greedily and with beams."""
 
-from collections.abc import Sequence
-
 import pytest
 
-from tests.generation.comparison import Case, Tally, run
-from tests.generation.habits import habits
-from tests.generation.options import BEAMS, Options, alone, case, of_beams, of_greedy_search
-from tests.generation.subjects import Subject
+from tests.generation.comparison import Tally, run
+from tests.generation.families import FAMILIES
+from tests.generation.habits import Habits, habits
+from tests.generation.options import (
+    BEAMS,
+    NEUTRAL,
+    Options,
+    alone,
+    case,
+    of_beams,
+    of_greedy_search,
+)
+from tests.generation.subjects import Subject, Subjects
+
+SEARCHES = pytest.mark.parametrize("search", [{}, BEAMS], ids=["greedy", "beams"])
+
+
+def every(subject: Subject, usual: Habits, search: Options) -> list[Options]:
+    """Every option that the search knows, at its values."""
+    own = of_beams() if search else of_greedy_search(subject, usual)
+    return [*alone(subject, usual), *own]
 
 
 @pytest.mark.slow
-def test_each_option_of_greedy_search(subject: Subject) -> None:
-    usual = habits(subject)
-    _compare(subject, [*alone(subject, usual), *of_greedy_search(subject, usual)], {})
-
-
-@pytest.mark.slow
-def test_each_option_with_beams(subject: Subject) -> None:
-    _compare(subject, [*alone(subject, habits(subject)), *of_beams()], BEAMS)
-
-
-def _compare(subject: Subject, every: Sequence[Options], search: Options) -> None:
+@SEARCHES
+def test_each_option(subject: Subject, search: Options) -> None:
     tally = Tally()
-    changed = 0
-    for number, options in enumerate(every):
-        one = case(subject, number, search | options)
-        made = tally.compare(subject, one)
-        plain = run(subject, Case(one.source, search))
-        changed += [each.tokens for each in made] != [each.tokens for each in plain]
+    for number, options in enumerate(every(subject, habits(subject), search)):
+        tally.compare(subject, case(subject, number, search | options))
     tally.check()
-    # an option that changes nothing tells nothing: most must be felt
-    assert changed > len(every) / 2, f"{changed} of {len(every)} options change anything"
+
+
+@SEARCHES
+def test_each_option_changes_something(subjects: Subjects, search: Options) -> None:
+    made = [subjects[name] for name in FAMILIES]
+    given = [every(subject, habits(subject), search) for subject in made]
+
+    def tokens(subject: Subject, number: int, options: Options) -> list[list[int]]:
+        return [each.tokens for each in run(subject, case(subject, number, search | options))]
+
+    for number, options in enumerate(zip(*given, strict=True)):
+        changed = any(
+            tokens(subject, source, one) != tokens(subject, source, {})
+            for subject, one in zip(made, options, strict=True)
+            for source in range(len(subject.sources))
+        )
+        assert changed != (options[0] in NEUTRAL), (number, options[0])

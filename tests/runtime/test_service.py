@@ -118,8 +118,8 @@ def test_an_error_of_whoever_makes_the_requests_is_theirs(engine: Engine) -> Non
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("broken"), SystemExit(3)])
 def test_an_interrupted_engine_is_usable_again(tmp_path: Path, error: BaseException) -> None:
     engine, backend = hooked(tmp_path)
-    prompts = random_prompts(9)
-    for mode in MODES.values():
+    prompts = random_prompts(5)
+    for mode in (MODES["greedy"], MODES["n-best"]):
         expected = engine.generate(prompts, **mode)
         backend.fail_at_step = error
         with pytest.raises(type(error)):
