@@ -16,6 +16,7 @@ from drl.runtime.errors import (
 )
 from drl.runtime.generation import GenerationConfig
 from drl.runtime.processors import DecodingState, LogitsProcessor
+from drl.runtime.request import Request
 from drl.runtime.results import Experts, GenerationResult, Piece, Timings
 from drl.runtime.scoring import Score
 
@@ -34,6 +35,7 @@ __all__ = [
     "GenerationResult",
     "LogitsProcessor",
     "Piece",
+    "Request",
     "RequestError",
     "Score",
     "Timings",

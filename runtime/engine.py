@@ -226,7 +226,7 @@ class Engine:
 
         Args:
             requests: Made by `request`. They are read a batch ahead of the results, so their number
-                needs no bound.
+                needs no bound. The time of each counts from then.
             cancel: See `generate`.
             on_piece: See `generate`.
             on_error: Called with the position of a request that failed on the way, such as by its

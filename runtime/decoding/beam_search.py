@@ -138,6 +138,7 @@ class BeamSearch:
 
     Attributes:
         scores: Sum of log-probabilities per row.
+        taken: Tokens of the last step's best beams that no end token ends, even if the search does.
         done: Whether no better hypothesis can be found.
     """
 
@@ -150,6 +151,7 @@ class BeamSearch:
     ) -> None:
         self.width = width
         self.scores = [0.0] + [UNUSED] * (width - 1)
+        self.taken: list[int] = []
         self.done = False
         self._nodes = [Node(None, -1)] * width
         self._finished: list[Hypothesis] = []
@@ -188,11 +190,14 @@ class BeamSearch:
         """
         self._steps += 1
         going_on: list[tuple[Candidate, Node]] = []
+        self.taken = []
         for rank, candidate in enumerate(candidates):
             if candidate.score <= _LIVE:
                 continue
             node = extend(candidate, self._nodes[candidate.row])
             reason = self._reason(candidate.token, node)
+            if reason in (None, "length") and len(self.taken) < self.width:
+                self.taken.append(candidate.token)
             if reason is None:
                 going_on.append((candidate, node))
             elif rank < self.width:

@@ -10,7 +10,7 @@ from drl.runtime.arrays import Float32, Int32, Int64
 from drl.runtime.backends.protocol import StepOutputs
 from drl.runtime.decoding.beam_search import Beams, BeamSearch, Candidate, Node
 from drl.runtime.decoding.history import TokenHistory
-from drl.runtime.decoding.processor_groups import Failures, ProcessorGroups, nothing_left
+from drl.runtime.decoding.processor_groups import Failures, ProcessorGroups, unchoosable
 from drl.runtime.decoding.reports import likeliest
 from drl.runtime.decoding.scratch import Scratch
 from drl.runtime.decoding.slot import Choice, Slot
@@ -77,16 +77,21 @@ class BeamSelector:
         """See `Selector.choose`."""
         logits: Float32 = outputs.logits[:, 0]
         step = _Step(outputs, log_sum_exp(logits, self._scratch.like(logits)))
+        for row in np.nonzero(np.isnan(step.normalisers))[0].tolist():
+            group = self._slots[row // self._width].group
+            group.fail(unchoosable(group.request, np.nan))
         tokens = np.zeros(len(outputs.logits), np.int64)
         copies: list[tuple[int, int]] = []
+        taken: list[list[int]] = [[] for _ in self._slots]
         for phase in self._phases:
-            scores, offsets, failures = self._score(phase, step, history, tokens)
+            scores, offsets, failures = self._score(phase, step, history, taken)
             found = self._candidates(phase, scores, offsets)
             for member, candidates in zip(phase.members, found, strict=True):
                 if failures and (failure := failures.get(member.place)):
                     self._slots[member.slot].group.fail(failure)
-                elif not member.search.done:
+                elif not member.search.done and self._slots[member.slot].group.failure is None:
                     self._advance(member, candidates, step, tokens, copies)
+                    taken[member.slot] += member.search.taken
         return Choice(tokens, copies, self._ended())
 
     def _phase(self, number: int, requests: list[Request]) -> _Phase:
@@ -124,7 +129,7 @@ class BeamSelector:
         )
 
     def _score(
-        self, phase: _Phase, step: "_Step", history: TokenHistory, tokens: Int64
+        self, phase: _Phase, step: "_Step", history: TokenHistory, taken: list[list[int]]
     ) -> tuple[Float32, Float32, Failures]:
         """Scores `[n, V]` of a phase's rows, what to add to each row `[n]`, and failures.
 
@@ -140,7 +145,7 @@ class BeamSelector:
             return logits, -normalisers, {}
         scores = np.subtract(logits, normalisers[:, None], out=self._scores.like(logits))
         if diverse:
-            self._diversify(phase, scores, tokens)
+            self._diversify(phase, scores, taken)
         failures = phase.processors.apply(scores, history)
         if len(phase.renormalised):
             part = scores[phase.renormalised]
@@ -150,13 +155,13 @@ class BeamSelector:
             scores[phase.renormalised] = part
         return scores, np.zeros(len(scores), np.float32), failures
 
-    def _diversify(self, phase: _Phase, scores: Float32, tokens: Int64) -> None:
+    def _diversify(self, phase: _Phase, scores: Float32, taken: list[list[int]]) -> None:
         """Penalise what earlier groups of the same source have just taken, once per beam."""
         for member in phase.members:
-            first = member.slot * self._width
-            taken, counts = np.unique(tokens[first : member.row], return_counts=True)
+            said = np.array(taken[member.slot], np.int64)
+            tokens, counts = np.unique(said, return_counts=True)
             penalty = np.float32(member.request.config.diversity_penalty)
-            scores[member.places, taken] -= penalty * counts.astype(np.float32)
+            scores[member.places, tokens] -= penalty * counts.astype(np.float32)
 
     def _candidates(
         self, phase: _Phase, scores: Float32, offsets: Float32
@@ -192,8 +197,8 @@ class BeamSelector:
         ended = []
         for index, (group, _) in enumerate(self._slots):
             assert group.beams is not None
-            if group.beams.done and not group.beams.best(1):
-                group.fail(nothing_left(group.request))
+            if group.failure is None and group.beams.done and not group.beams.best(1):
+                group.fail(unchoosable(group.request))
             if group.failure is None:
                 group.follow_beams()
             if group.done:

@@ -7,7 +7,7 @@ import numpy as np
 
 from drl.runtime.arrays import Float32, Int64
 from drl.runtime.decoding.history import TokenHistory
-from drl.runtime.errors import RequestError
+from drl.runtime.errors import BackendError, DrlError, RequestError
 from drl.runtime.processors import (
     DecodingState,
     LogitsProcessor,
@@ -16,7 +16,7 @@ from drl.runtime.processors import (
 )
 from drl.runtime.request import Request
 
-Failures = dict[int, RequestError]
+Failures = dict[int, DrlError]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,12 @@ def _group(
     )
 
 
-def nothing_left(request: Request) -> RequestError:
-    """What to say where the processors of a request bar the whole vocabulary."""
+def unchoosable(request: Request, best: float = -np.inf) -> DrlError:
+    """What to say where the best score of a row is NaN, or where nothing is left to choose."""
+    if np.isnan(best):
+        return BackendError(
+            "the model's logits hold NaN; compare the bundle with its checkpoint by exporting it "
+            "again without --no-verify"
+        )
     names = ", ".join(dict.fromkeys(processor_name(item) for item in request.processors))
     return RequestError(f"no token is left to choose: {names} together bar the whole vocabulary")

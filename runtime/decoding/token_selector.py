@@ -7,7 +7,7 @@ import numpy as np
 from drl.runtime.arrays import Float32, Int64
 from drl.runtime.backends.protocol import StepOutputs
 from drl.runtime.decoding.history import TokenHistory
-from drl.runtime.decoding.processor_groups import Failures, ProcessorGroups, nothing_left
+from drl.runtime.decoding.processor_groups import Failures, ProcessorGroups, unchoosable
 from drl.runtime.decoding.reports import likeliest
 from drl.runtime.decoding.scratch import Scratch
 from drl.runtime.decoding.slot import Choice, Slot
@@ -56,10 +56,11 @@ class TokenSelector:
                 np.copyto(scores, logits)
             failures = self._processors.apply(scores, history)
         tokens: Int64 = scores.argmax(axis=1)
-        if self._processors:
-            best = scores[np.arange(len(tokens)), tokens]
-            for row in np.nonzero(best == -np.inf)[0].tolist():
-                failures.setdefault(row, nothing_left(self._slots[row].group.request))
+        best = scores[np.arange(len(tokens)), tokens]
+        if not (best > -np.inf).all():
+            for row in np.nonzero(~(best > -np.inf))[0].tolist():
+                request = self._slots[row].group.request
+                failures.setdefault(row, unchoosable(request, float(best[row])))
         if len(self._sampling):
             self._sample(scores, tokens, failures)
         return Choice(tokens, ended=self._accept(tokens, logits, normalisers, outputs, failures))

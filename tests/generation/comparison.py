@@ -79,21 +79,31 @@ def run_together(subject: Subject, cases: Sequence[Case]) -> list[GenerationResu
     )
 
 
-def expected(
-    subject: Subject, case: Case, noise: tuple[int, float] | None = None
-) -> list[Found]:
+def expected(subject: Subject, case: Case, noise: tuple[int, float] | None = None) -> list[Found]:
     """Search in transformers."""
     return search(subject.model, case.source, case.options, case.prefix, noise, subject.tokenizer)
 
 
 def same(ours: Sequence[GenerationResult], theirs: Sequence[Found]) -> bool:
-    """Whether tokens are the same, and scores within `TOLERANCE`."""
+    """Whether tokens are the same, and scores and log-probabilities within `TOLERANCE`."""
     return len(ours) == len(theirs) and all(
         result.tokens == found.tokens
-        and (result.score is None) == (found.score is None)
-        and (found.score is None or result.score == pytest.approx(found.score, TOLERANCE, TOLERANCE))
+        and _near(_numbers(result.score), _numbers(found.score))
+        and (found.logprobs is None or _near(_generated(result), found.logprobs))
         for result, found in zip(ours, theirs, strict=True)
     )
+
+
+def _numbers(score: float | None) -> list[float]:
+    return [] if score is None else [score]
+
+
+def _generated(result: GenerationResult) -> list[float]:
+    return (result.logprobs or [])[result.prefix_tokens :]
+
+
+def _near(ours: list[float], theirs: list[float]) -> bool:
+    return bool(ours == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE))
 
 
 def show(results: Sequence[GenerationResult]) -> str:

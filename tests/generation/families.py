@@ -58,9 +58,7 @@ def _bart(name: str, seed: int, drawing: Drawing, **config: Any) -> Family:
 
 FAMILIES = {
     "t5": _t5("T5", 0),
-    "t5-v1.1": _t5(
-        "T5", 9, untie=True, feed_forward_proj="gated-gelu", tie_word_embeddings=False
-    ),
+    "t5-v1.1": _t5("T5", 9, untie=True, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
     "mt5": _t5("MT5", 0, untie=True, num_heads=3, d_kv=12),
     "umt5": _t5("UMT5", 6),
     "switch": _t5(

@@ -42,6 +42,7 @@ class Subject:
         engine: Runs the same model's bundle.
         path: The engine's path that is the model.
         sources: Token ids of sources.
+        checkpoint: The model's folder.
         tokenizer: The bundle's as transformers', if it has one.
     """
 
@@ -50,6 +51,7 @@ class Subject:
     engine: Engine
     path: str
     sources: list[list[int]]
+    checkpoint: Path
     tokenizer: PreTrainedTokenizerFast | None = None
 
     @property
@@ -80,10 +82,12 @@ class Subjects(contextlib.ExitStack):
     def _family(self, name: str) -> list[Subject]:
         sources = random_sources(_LENGTHS, _ORDINARY)
         model: Any = build(FAMILIES[name], sources)
-        model.save_pretrained(self._folder / name / "checkpoint")
-        engine = self._open(name, self._folder / name / "checkpoint")
+        checkpoint = self._folder / name / "checkpoint"
+        model.save_pretrained(checkpoint)
+        engine = self._open(name, checkpoint)
         (path,) = engine.bundle.manifest.paths
-        return [Subject(name, model, engine, path.name, [*sources, _sayings(model, sources)])]
+        sources.append(_sayings(model, sources))
+        return [Subject(name, model, engine, path.name, sources, checkpoint)]
 
     def _dual_router(self, name: str) -> list[Subject]:
         kind, _ = name.split("-")
@@ -112,6 +116,7 @@ class Subjects(contextlib.ExitStack):
                 engine,
                 path.name,
                 list(sources),
+                checkpoint,
                 tokenizer,
             )
             for index, path in enumerate(model.config.paths)

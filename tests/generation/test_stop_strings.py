@@ -24,12 +24,12 @@ def test_stop_strings(subjects: Subjects, path: str, search: Options) -> None:
     tally = Tally()
     stopped = 0
     for number, stops in enumerate(STOPS):
-        for source in subject.sources[number % 3 :: 3]:
+        for source in subject.sources[number % 2 :: 2]:
             made = tally.compare(subject, Case(source, search | {"stop_strings": stops}))
             stopped += sum(each.finish_reason == "stop" for each in made)
             assert not any(stop in each.text for stop in stops for each in made)
     tally.check()
-    assert stopped > len(STOPS)
+    assert stopped >= 5
 
 
 @pytest.mark.parametrize("search", [{}, BEAMS], ids=["greedy", "beams"])

@@ -8,7 +8,6 @@ from tests.generation.subjects import Subject
 def test_searches_vary_and_end_at_different_steps(subject: Subject) -> None:
     beams = [made for source in subject.sources for made in run(subject, Case(source, BEAMS))]
     greedy = [made for source in subject.sources for made in run(subject, Case(source, {}))]
-    print(len({tuple(made.tokens) for made in beams}),len({len(made.tokens) for made in beams}),len({len(made.tokens) for made in greedy}),len({token for made in beams for token in made.tokens}),{made.finish_reason for made in beams},sum(made.finish_reason=="eos" for made in beams),len(beams))
     assert len({tuple(made.tokens) for made in beams}) > len(beams) / 2
     assert len({len(made.tokens) for made in beams}) >= 5
     assert len({len(made.tokens) for made in greedy}) >= 3
@@ -24,5 +23,4 @@ def test_the_best_beam_is_often_none_that_greedy_search_finds(subject: Subject) 
     ]
     count = len(subject.sources)
     differ = sum(one != other for one, other in zip(found[:count], found[count:], strict=True))
-    print(differ)
     assert differ >= 2 or subject.name.startswith("numbers")

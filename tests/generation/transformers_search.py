@@ -21,13 +21,12 @@ class Found:
     Attributes:
         tokens: The given prefix and what was generated, without start and end token.
         score: The score of a beam; None without beams.
-        logprob: Sum of the log-probabilities of the generated tokens, the end token included,
-            under the model itself; None for a beam.
+        logprobs: Log-probability of each generated token under the model itself; None for a beam.
     """
 
     tokens: list[int]
     score: float | None
-    logprob: float | None
+    logprobs: list[float] | None
 
 
 class _Forced:
@@ -107,10 +106,10 @@ def search(
 def _read(output: Any, ends: set[int], prompt: int, beams: int) -> list[Found]:
     sequences = output.sequences
     if beams == 1:
-        made = sequences[0, prompt:]
-        logprobs = torch.stack(output.logits)[:, 0].log_softmax(-1)
-        logprob = float(logprobs.gather(1, made[:, None]).sum())
-        return [Found(_without_end(sequences[0].tolist(), ends, prompt), None, logprob)]
+        tokens = _without_end(sequences[0].tolist(), ends, prompt)
+        steps = torch.stack(output.logits)[:, 0].log_softmax(-1)
+        pairs = zip(steps, tokens[prompt - 1 :], strict=False)
+        return [Found(tokens, None, [float(step[token]) for step, token in pairs])]
     lengths = prompt + (output.beam_indices >= 0).sum(dim=1)
     scores = output.sequences_scores.tolist()
     return [

@@ -233,3 +233,26 @@ def test_run_cancels_what_it_has_not_read_yet(tmp_path: Path) -> None:
     assert len(results) == 30
     assert {result.finish_reason for result in results.values()} == {"cancelled"}
     assert len(backend.stepped_rows) <= 2 * 3  # each path that is taken steps by itself
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_real_backend_lets_go_as_well(tiny_bundle: Path, mode: str) -> None:
+    with Engine.from_bundle(tiny_bundle, threads=1, max_batch_size=8) as engine:
+        options = {**MODES[mode], "min_new_tokens": 40, "path": "full"}
+        pieces: list[Piece] = []
+        cancel = threading.Event()
+        step = engine.backend.step
+
+        def counted(inputs: Any) -> Any:
+            if int(inputs.lengths.max()) == 9:
+                set_by_another_thread(cancel)
+            return step(inputs)
+
+        engine.backend.step = counted  # type: ignore[method-assign]
+        pieces += engine.stream([5, 6, 7], cancel=cancel, **options)
+        (whole,) = [piece.result for piece in pieces if piece.result and not piece.index]
+        assert whole.finish_reason == "cancelled"
+        assert len(whole.tokens) == 10
+        assert cache_bytes(engine) == 0
+        assert engine.backend._bindings == {}  # type: ignore[attr-defined]
+        assert_idle(engine)

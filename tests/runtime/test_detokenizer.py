@@ -192,3 +192,42 @@ def test_special_tokens_have_no_text() -> None:
 
 def test_ids_beyond_the_tokenizer_have_no_text() -> None:
     assert decode_text(TOKENIZERS["byte_level"], [VOCAB_SIZE + 3]) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "generated", "stops", "text", "stopped"),
+    [
+        ("a. b", "c", (". ",), "a. bc", False),  # a stop string of the prefix stops nothing
+        ("a. b", "c. d", (". ",), "a. bc", True),  # but the next one does
+        ("ab", "cd", ("bc",), "a", True),  # it may begin in the prefix
+        ("ab", "xbc", ("b", "bcd"), "abx", True),  # held back, as the longer one could come
+        ("ab", "xy", ("b", "bcd"), "abxy", False),
+        ("abb", "cx", ("bc",), "ab", True),
+        ("a", "xya", ("ab", "y"), "ax", True),
+        ("aa", "a", ("aa",), "a", True),
+        ("", "ab", ("b",), "a", True),
+        ("ab", "", ("b", "bc"), "ab", False),
+    ],
+)
+def test_stop_strings_end_behind_what_was_given(
+    given: str, generated: str, stops: tuple[str, ...], text: str, stopped: bool
+) -> None:
+    tokenizer = byte_level()
+    detokenizer = Detokenizer(tokenizer, stops)
+    pieces = [detokenizer.give(token) for token in tokenizer.encode(given, False)]
+    for character in generated:
+        (token,) = tokenizer.encode(character, False)
+        pieces.append(detokenizer.push(token))
+    pieces.append(detokenizer.finish())
+    assert "".join(pieces) == text
+    assert detokenizer.stopped == stopped
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(2, VOCAB_SIZE - 1), max_size=30), st.integers(0, 30))
+def test_without_stop_strings_given_tokens_are_as_any(tokens: list[int], count: int) -> None:
+    tokenizer = byte_level()
+    detokenizer = Detokenizer(tokenizer)
+    pieces = [detokenizer.give(token) for token in tokens[:count]]
+    pieces += [detokenizer.push(token) for token in tokens[count:]]
+    assert "".join([*pieces, detokenizer.finish()]) == decode_text(tokenizer, tokens)

@@ -139,7 +139,8 @@ def test_experts_are_those_of_every_token_read(tmp_path: Path, mode: str) -> Non
 def test_a_stop_string_of_the_prefix_stops_nothing(engine: Engine, mode: str) -> None:
     options = {**MODES[mode], "min_new_tokens": 12, "max_new_tokens": 12}
     (free,) = engine.generate(["x"], prefixes=["ab. c"], **options)
-    (found,) = engine.generate(["x"], prefixes=["ab. c"], stop_strings=[". c", "b."], **options)
+    stops = [". c", "b.", ". c and more"]
+    (found,) = engine.generate(["x"], prefixes=["ab. c"], stop_strings=stops, **options)
     assert "ab. c" in free.text
     assert_same(found, free)
 
@@ -226,3 +227,28 @@ def test_prefixes_are_read_in_turns_where_logits_are_many(
     assert [rows for _, rows in backend.stepped_rows[:4]] == [2, 2, 2, 6]
     for ours, theirs in zip(found, expected, strict=True):
         assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["tiny_bundle", "dense_bundle"])
+@pytest.mark.parametrize("mode", ["greedy", "samples", "n-best"])
+def test_ragged_prefixes_of_a_real_bundle(
+    name: str, mode: str, request: pytest.FixtureRequest
+) -> None:
+    prompts = [[5, 6, 7], [9] * 20, [30, 31], [12, 40, 2, 7]]
+    prefixes = [None, [20, 21, 22, 23, 24], [33], [8] * 30]
+    options: dict[str, Any] = {"max_new_tokens": 8, "path": 0, **MODES[mode]}
+    with Engine.from_bundle(request.getfixturevalue(name), threads=1) as engine:
+        expected = [
+            engine.generate([prompt], prefixes=[prefix], **options)[0]
+            for prompt, prefix in zip(prompts, prefixes, strict=True)
+        ]
+        found = engine.generate(prompts, prefixes=prefixes, **options)
+        scores = engine.score(prompts, [each.tokens or [5] for each in found], path=0, end=False)
+    for ours, theirs, score in zip(found, expected, scores, strict=True):
+        assert ours.tokens == theirs.tokens
+        assert ours.finish_reason == theirs.finish_reason
+        assert ours.logprobs is not None
+        assert np.isfinite(ours.logprobs).all()
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+        if ours.tokens:
+            np.testing.assert_allclose(ours.logprobs, score.logprobs, atol=1e-4)

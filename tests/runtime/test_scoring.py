@@ -83,7 +83,7 @@ def test_many_logits_are_made_in_turns(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("drl.runtime.scoring._MOST_LOGITS", 10 * VOCAB_SIZE)
     backend.encoded_rows.clear()
     assert engine.score(sources, targets) == expected
-    assert backend.encoded_rows == [3, 2, 1, 1, 1, 1]
+    assert backend.encoded_rows == [2, 2, 1, 1, 1, 1, 1]  # of 2 to 10 tokens
 
 
 def test_text_is_scored_behind_the_language_that_the_model_forces(tmp_path: Path) -> None:

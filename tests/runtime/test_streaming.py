@@ -1,7 +1,9 @@
 """Text while it grows: the pieces, joined, are the text, whatever the search."""
 
+import asyncio
 import gc
 import threading
+from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -149,13 +151,24 @@ def test_a_stream_forgotten_during_a_step_is_dropped(tmp_path: Path) -> None:
     assert rows_in_use(engine) == 0
 
 
-def test_what_is_forgotten_during_the_last_step_of_others_is_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda engine: engine.generate([[7]], max_new_tokens=1),
+        lambda engine: list(engine.stream([7], max_new_tokens=1)),
+        lambda engine: engine.score([[7]], [[8]]),
+        lambda engine: asyncio.run(engine.agenerate([[7]], max_new_tokens=1)),
+    ],
+    ids=["generate", "stream", "score", "agenerate"],
+)
+def test_what_is_forgotten_during_the_last_step_of_others_is_dropped(
+    tmp_path: Path, use: Callable[[Engine], object]
+) -> None:
     engine, backend = hooked(tmp_path)
     forgotten = [engine.stream([5, 6], GenerationConfig(min_new_tokens=40))]
     next(forgotten[0])
-    steps = len(backend.stepped_rows)
-    backend.before_step = lambda step: forgotten.clear() if step == steps + 2 else None
-    engine.generate([[7]], max_new_tokens=3, min_new_tokens=3, path="auto")
+    backend.before_step = lambda step: forgotten.clear()
+    use(engine)
     assert not forgotten
     assert_idle(engine)
 

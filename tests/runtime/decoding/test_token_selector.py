@@ -139,3 +139,17 @@ def test_logprobs_of_a_row_do_not_depend_on_the_others(rows: int) -> None:
         alone = select(logits[row : row + 1], [GenerationConfig(top_logprobs=2)])
         assert together.logprobs[row] == alone.logprobs[0]
         assert together.top_logprobs[row] == alone.top_logprobs[0]
+
+
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_a_row_of_nan_fails_alone(logprobs: bool) -> None:
+    slots = [slot_of(GenerationConfig(logprobs=logprobs)) for _ in range(2)]
+    history = TokenHistory()
+    history.append([[START], [START]])
+    selector = TokenSelector()
+    selector.set_slots(slots)
+    logits = random_logits(2)
+    logits[1, 3] = np.nan
+    assert selector.choose(StepOutputs(logits[:, None], {}), history).ended == [1]
+    assert slots[0].group.failure is None
+    assert "logits hold NaN" in str(slots[1].group.failure)
