@@ -17,7 +17,6 @@ from drl.runtime.decoding import (
 )
 from drl.runtime.decoding.reports import likeliest
 from drl.runtime.manifest import Manifest
-from drl.runtime.processors import log_sum_exp
 from drl.runtime.results import TopLogprobs
 
 # What an idle lane may keep for the next request; more is given back.
@@ -209,7 +208,7 @@ def _record_prefix(group: SequenceGroup, outputs: StepOutputs, row: int) -> None
     logprobs: list[float] | None = None
     tops: list[TopLogprobs] | None = None
     if request.config.logprobs and count:
-        normalisers = log_sum_exp(logits, np.empty_like(logits))
+        normalisers = outputs.normalisers[row, :count]
         logprobs = (logits[np.arange(count), list(request.prefix)] - normalisers).tolist()
         if wanted := request.config.top_logprobs:
             pairs = zip(logits, normalisers.tolist(), strict=True)

@@ -11,7 +11,6 @@ from drl.runtime.backends.protocol import Backend, CrossAttention, StepInputs
 from drl.runtime.cache import KVCache
 from drl.runtime.encoding import encode, route
 from drl.runtime.manifest import Manifest
-from drl.runtime.processors import log_sum_exp
 from drl.runtime.request import Request
 
 # Most logits that one pass may make; more targets take their turns.
@@ -109,10 +108,10 @@ class Scorer:
         finally:  # the backend holds on to a step's memory until the next one
             self._backend.release(path, 1)
         logprobs = []
-        for logits, target in zip(outputs.logits, targets, strict=True):
-            own = logits[: len(target)]
-            chosen = own[np.arange(len(target)), list(target)]
-            logprobs.append((chosen - log_sum_exp(own, np.empty_like(own))).tolist())
+        for row, target in enumerate(targets):
+            places = np.arange(len(target))
+            chosen = outputs.logits[row, places, list(target)]
+            logprobs.append((chosen - outputs.normalisers[row, places]).tolist())
         return logprobs
 
     def _inputs(self, targets: list[tuple[int, ...]], longest: int) -> Int64:

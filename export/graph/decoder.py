@@ -44,9 +44,10 @@ def emit_decoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
     Inputs: `tokens` int64 `[B, T]`, `lengths` int32 `[B]` (tokens in the cache), `new_lengths`
     int32 `[B]` (how many of T are real), with several paths `path` int64 `[]`, `cross_bias`
     `[R, K]`, per layer `cross_k.{i}`, `cross_v.{i}` `[R, N, K, h]` and `past_k.{i}`,
-    `past_v.{i}` `[B, N, C, h]`. Outputs: `logits` `[B, T, V]`, per layer `present_k.{i}` and
-    `present_v.{i}` (the same buffers as the past), and `decoder_experts.{i}` int32 `[B, T, k]`
-    per sparse layer. A layer that the path skips hands on its empty caches.
+    `past_v.{i}` `[B, N, C, h]`. Outputs: `logits` `[B, T, V]`, their `normalisers` `[B, T]`, per
+    layer `present_k.{i}` and `present_v.{i}` (the same buffers as the past), and
+    `decoder_experts.{i}` int32 `[B, T, k]` per sparse layer. A layer that the path skips hands on
+    its empty caches.
 
     There are R sources and W = B/R rows for each, side by side: row b reads source b // W.
     """
@@ -80,7 +81,9 @@ def emit_decoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
             if i in config.decoder_sparse_layers:
                 experts[i] = rest[2]
         states = emit_norm(e, "norm", x) if config.has_final_norm else x
-    e.output("logits", emit_head(e, states), ["B", "T", config.vocab_size])
+    logits, normalisers = emit_head(e, states)
+    e.output("logits", logits, ["B", "T", config.vocab_size])
+    e.output("normalisers", normalisers, ["B", "T"])
     for i, pair in enumerate(presents):
         for side, value in zip("kv", pair, strict=True):
             e.output(f"present_{side}.{i}", value, _layer_dims(config, i, "B", "C"))

@@ -30,10 +30,13 @@ def emit_padding_bias(e: Emitter, valid: ir.Value) -> ir.Value:
     return e.op.Where(valid, 0.0, MASKED)
 
 
-def emit_head(e: Emitter, states: ir.Value) -> ir.Value:
-    """Emit the logits of `states` `[B, T, d]`: `[B, T, V]`.
+def emit_head(e: Emitter, states: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Emit the logits of `states` `[B, T, d]`, and what turns them into log-probabilities.
 
     The head is used as it is stored, [V, d], so that a tied one is stored once.
+
+    Returns:
+        Logits `[B, T, V]`, and the logarithm of the sum of their exponentials, `[B, T]`.
     """
     op, config = e.op, e.config
     with e.scope(config.target_embedding if config.tie_embeddings else "lm_head"):
@@ -42,5 +45,10 @@ def emit_head(e: Emitter, states: ir.Value) -> ir.Value:
         rows = op.Reshape(states, [-1, config.d_model])
         bias = [e.weight_of("head_bias")] if config.head_bias else []
         logits = op.Gemm(rows, head, *bias, transB=1, alpha=config.output_scale)
-        shape = op.Concat(op.Shape(states, start=0, end=2), [config.vocab_size], axis=0)
-        return op.Reshape(logits, shape)
+        # Runtimes have a fast LogSoftmax and a slow ReduceLogSumExp. The likeliest token tells by
+        # how much it shifts a row.
+        likeliest = op.ReduceMax(op.LogSoftmax(logits, axis=-1), [-1], keepdims=0)
+        shifts = op.Sub(op.ReduceMax(logits, [-1], keepdims=0), likeliest)
+        places = op.Shape(states, start=0, end=2)
+        shape = op.Concat(places, [config.vocab_size], axis=0)
+        return op.Reshape(logits, shape), op.Reshape(shifts, places)

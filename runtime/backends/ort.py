@@ -188,11 +188,8 @@ class OrtBackend:
             raise BundleError(
                 f"bundle.json: cache is not the decoder's, {layers} layers with {sizes}; {REPAIR}"
             )
-        rows = {item.name: item.shape[:1] for item in self._decoder.get_inputs()}
-        if rows["cross_bias"] == rows["tokens"]:
-            raise BundleError(
-                f"the decoder is an earlier version's, whose rows cannot share a source; {REPAIR}"
-            )
+        if "normalisers" not in _names(self._decoder.get_outputs()):
+            raise BundleError(f"the decoder is an earlier version's, without normalisers; {REPAIR}")
         (logits,) = (item for item in self._decoder.get_outputs() if item.name == "logits")
         if logits.shape[-1] != limits.vocab_size:
             raise BundleError(
@@ -204,7 +201,10 @@ class OrtBackend:
         handle = self._decoder.io_binding()
         sources = self._named_inputs(inputs)
         outputs = self._make_outputs(inputs)
-        targets: dict[str, Array] = {"logits": outputs.logits}
+        targets: dict[str, Array] = {
+            "logits": outputs.logits,
+            "normalisers": outputs.normalisers,
+        }
         for layer in self._manifest.paths[inputs.path].layers:
             targets[f"present_k.{layer}"] = inputs.past_keys[layer]
             targets[f"present_v.{layer}"] = inputs.past_values[layer]
@@ -246,7 +246,8 @@ class OrtBackend:
             for layer in self._decoder_experts
             if inputs.with_experts and layer in path.layers
         }
-        return StepOutputs(self._logits[:size].reshape(shape), experts)
+        logits = self._logits[:size].reshape(shape)
+        return StepOutputs(logits, np.empty((rows, new), np.float32), experts)
 
 
 def _names(tensors: Any) -> list[str]:

@@ -115,10 +115,12 @@ class StepOutputs:
 
     Attributes:
         logits: `[B, T, V]`; the caller may write to it.
+        normalisers: `[B, T]` logarithm of the sum of the logits' exponentials.
         experts: Expert ids `[B, T, k]` per sparse decoder layer on the path, where asked for.
     """
 
     logits: Float32
+    normalisers: Float32
     experts: Mapping[int, Int32]
 
 

@@ -57,7 +57,6 @@ class BeamSelector:
 
     def __init__(self, width: int) -> None:
         self._width = width
-        self._scratch = Scratch()
         self._scores = Scratch()
         self.set_slots(())
 
@@ -70,14 +69,12 @@ class BeamSelector:
 
     def release(self) -> None:
         """See `Selector.release`."""
-        self._scratch.clear()
         self._scores.clear()
 
     def choose(self, outputs: StepOutputs, history: TokenHistory) -> Choice:
         """See `Selector.choose`."""
-        logits: Float32 = outputs.logits[:, 0]
-        step = _Step(outputs, log_sum_exp(logits, self._scratch.like(logits)))
-        for row in np.nonzero(np.isnan(step.normalisers))[0].tolist():
+        step = _Step(outputs)
+        for row in np.nonzero(~np.isfinite(step.normalisers))[0].tolist():
             group = self._slots[row // self._width].group
             group.fail(unchoosable(group.request, np.nan))
         tokens = np.zeros(len(outputs.logits), np.int64)
@@ -209,9 +206,9 @@ class BeamSelector:
 class _Step:
     """What the decoder said in one step, and how it becomes nodes of hypotheses."""
 
-    def __init__(self, outputs: StepOutputs, normalisers: Float32) -> None:
+    def __init__(self, outputs: StepOutputs) -> None:
         self.logits: Float32 = outputs.logits[:, 0]
-        self.normalisers = normalisers
+        self.normalisers: Float32 = outputs.normalisers[:, 0]
         self._experts = outputs.experts
 
     def extender(self, first: int, request: Request) -> Callable[[Candidate, Node], Node]:

@@ -11,14 +11,14 @@ from drl.runtime.decoding.processor_groups import Failures, ProcessorGroups, unc
 from drl.runtime.decoding.reports import likeliest
 from drl.runtime.decoding.scratch import Scratch
 from drl.runtime.decoding.slot import Choice, Slot
-from drl.runtime.processors import Sampler, log_sum_exp
+from drl.runtime.processors import Sampler
 
 
 class TokenSelector:
     """Greedy decoding and sampling.
 
     What depends on the requests alone is worked out when the slots change, so that a greedy step
-    is an argmax and a log-sum-exp.
+    is an argmax.
     """
 
     def __init__(self) -> None:
@@ -46,10 +46,8 @@ class TokenSelector:
     def choose(self, outputs: StepOutputs, history: TokenHistory) -> Choice:
         """See `Selector.choose`."""
         logits: Float32 = outputs.logits[:, 0]
-        scores, normalisers = logits, None
+        scores = logits
         failures: Failures = {}
-        if self._reports:
-            normalisers = log_sum_exp(logits, self._scratch.like(logits))
         if self._processors:
             if self._reports:  # of the model's own scores, so they must stay
                 scores = self._scores.like(logits)
@@ -63,7 +61,7 @@ class TokenSelector:
                 failures.setdefault(row, unchoosable(request, float(best[row])))
         if len(self._sampling):
             self._sample(scores, tokens, failures)
-        return Choice(tokens, ended=self._accept(tokens, logits, normalisers, outputs, failures))
+        return Choice(tokens, ended=self._accept(tokens, outputs, failures))
 
     def _sample(self, scores: Float32, tokens: Int64, failures: Failures) -> None:
         """Replace the tokens of rows that sample by draws."""
@@ -77,14 +75,13 @@ class TokenSelector:
     def _accept(
         self,
         tokens: Int64,
-        logits: Float32,
-        normalisers: Float32 | None,
         outputs: StepOutputs,
         failures: Failures,
     ) -> list[int]:
         """Hand the tokens to their sequences; return the rows of those that ended."""
+        logits, normalisers = outputs.logits[:, 0], outputs.normalisers[:, 0]
         logprobs: list[float] | list[None] = [None] * len(tokens)
-        if normalisers is not None:
+        if self._reports:
             logprobs = (logits[np.arange(len(tokens)), tokens] - normalisers).tolist()
         for row, failure in failures.items():
             self._slots[row].group.fail(failure)  # first, as all of its samples end with it
@@ -96,7 +93,7 @@ class TokenSelector:
                 experts = {layer: ids[row].copy() for layer, ids in outputs.experts.items()}
                 sequence.record_experts(experts)
             top = None
-            if request.config.top_logprobs and normalisers is not None:
+            if request.config.top_logprobs:
                 top = likeliest(logits[row], request.config.top_logprobs, float(normalisers[row]))
             if sequence.accept(token, logprobs[row], top) or group.failure is not None:
                 ended.append(row)

@@ -14,7 +14,7 @@ from drl.runtime.arrays import Float32, Int32, Int64
 from drl.runtime.backends import CrossAttention, Encoding, StepInputs, StepOutputs
 from drl.runtime.manifest import Manifest
 from tests.runtime.comparing import HookedBackend
-from tests.runtime.toy import EOS, HEAD_DIM, HEADS, LAYERS, WIDTH, toy_bundle
+from tests.runtime.toy import EOS, HEAD_DIM, HEADS, LAYERS, WIDTH, step_outputs, toy_bundle
 
 STATES = 1021
 
@@ -79,4 +79,4 @@ class QuickBackend(HookedBackend):
         if inputs.with_experts:
             ids = np.stack([inputs.tokens % 7, inputs.tokens % 2], -1).astype(np.int32)
             experts = {each: ids + each for each in self.manifest.paths[inputs.path].layers}
-        return StepOutputs(logits, experts)
+        return step_outputs(logits, experts)

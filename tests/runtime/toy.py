@@ -185,7 +185,7 @@ class ToyBackend:
         if inputs.with_experts:
             ids = np.stack([inputs.tokens % 7, inputs.tokens % 2], -1).astype(np.int32)
             experts = {layer: ids + layer for layer in self.manifest.paths[inputs.path].layers}
-        return StepOutputs(logits, experts)
+        return step_outputs(logits, experts)
 
     def release(self, path: int, width: int) -> None:
         self.released.append((path, width))
@@ -236,6 +236,13 @@ class ToyBackend:
                     assert block.shape == (count, HEADS, expected, HEAD_DIM)
                     assert block.flags.c_contiguous
                     assert block.dtype == np.float32
+
+
+def step_outputs(logits: np.ndarray, experts: dict[int, np.ndarray] | None = None) -> StepOutputs:
+    """What a decoder step gives, with the normalisers of its `[B, T, V]` logits."""
+    largest = logits.max(axis=-1)
+    sums = np.exp(logits.astype(np.float64) - largest[..., None]).sum(axis=-1)
+    return StepOutputs(logits, (largest + np.log(sums)).astype(np.float32), experts or {})
 
 
 def _attend(state: np.ndarray, keys: np.ndarray, values: np.ndarray, bias: Any) -> np.ndarray:

@@ -303,3 +303,14 @@ def test_sizes_must_be_those_of_the_graphs(
 def test_the_backend_names_itself(backend: OrtBackend) -> None:
     assert backend.name.startswith("ONNX Runtime ")
     assert backend.name.endswith("CPU, 1 threads")
+
+
+def test_normalisers_turn_logits_into_log_probabilities(
+    backend: OrtBackend, bundle: Bundle
+) -> None:
+    cache = start(backend, bundle, 2, random_prompts(3))
+    tokens = np.random.default_rng(0).integers(3, TINY.vocab_size, (3, 4))
+    outputs = backend.step(step_inputs(cache, 2, tokens, np.array([4, 2, 3], np.int32)))
+    expected = np.log(np.exp(outputs.logits.astype(np.float64)).sum(axis=-1))
+    assert outputs.normalisers.shape == (3, 4)
+    np.testing.assert_allclose(outputs.normalisers, expected, rtol=1e-6)

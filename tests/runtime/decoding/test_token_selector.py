@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from drl.runtime import GenerationConfig
-from drl.runtime.backends import StepOutputs
 from drl.runtime.decoding import SequenceGroup, Slot, TokenHistory, TokenSelector
 from drl.runtime.processors import build_processors
 from drl.runtime.request import Request
 from drl.runtime.results import TopLogprobs
+from tests.runtime.toy import step_outputs
 
 EOS, START = 1, 0
 
@@ -41,7 +41,7 @@ def select(
     history.append([[START, *generated] for generated in histories or [[]] * len(configs)])
     selector = TokenSelector()
     selector.set_slots(slots)
-    choice = selector.choose(StepOutputs(logits[:, None], {}), history)
+    choice = selector.choose(step_outputs(logits[:, None]), history)
     sequences = [slot.sequence for slot in slots]
     return Selected(
         choice.tokens.tolist(),
@@ -150,6 +150,6 @@ def test_a_row_of_nan_fails_alone(logprobs: bool) -> None:
     selector.set_slots(slots)
     logits = random_logits(2)
     logits[1, 3] = np.nan
-    assert selector.choose(StepOutputs(logits[:, None], {}), history).ended == [1]
+    assert selector.choose(step_outputs(logits[:, None]), history).ended == [1]
     assert slots[0].group.failure is None
     assert "logits hold NaN" in str(slots[1].group.failure)
