@@ -248,7 +248,7 @@ class RequestBuilder:
             if getattr(config, name) > self._max_batch_size:
                 raise RequestError(
                     f"{name} {getattr(config, name)} exceeds the engine's max_batch_size of "
-                    f"{self._max_batch_size}; open the engine with a larger one"
+                    f"{self._max_batch_size}; open the engine with a larger one (--batch-size)"
                 )
 
     def _processors(
