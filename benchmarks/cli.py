@@ -33,14 +33,15 @@ class _Counts(click.ParamType[tuple[int, ...]]):
 
 
 _COUNTS = _Counts()
+_LENGTH = 64  # of sources and results, where nothing is said
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("--batch", type=_COUNTS, default="1,8", help="Sources at a time.")
-@click.option("--source", type=_COUNTS, default="64", help="Tokens of a source.")
-@click.option("--new", type=_COUNTS, default="64", help="Tokens to generate.")
+@click.option("--source", type=_COUNTS, help="Tokens of a source; by default at most 64.")
+@click.option("--new", type=_COUNTS, help="Tokens to generate; by default at most 64.")
 @click.option("--path", "paths", default="all", help="Names or indices, with commas between them.")
 @click.option("--beams", type=_COUNTS, default="1", help="Hypotheses per source.")
 @click.option("--repeats", type=click.IntRange(1), default=5, help="Timed rounds over all cells.")
@@ -88,8 +89,15 @@ def main(folder: Path, **options: Any) -> None:
         return
     given = options["paths"]
     paths = [] if given == "all" else [path.strip() for path in given.split(",")]
-    sizes = (options["batch"], options["source"], options["new"])
-    cells = sweep(bundle.manifest, *sizes, paths, options["beams"])
+    limits = bundle.manifest.limits
+    cells = sweep(
+        bundle.manifest,
+        options["batch"],
+        options["source"] or (min(_LENGTH, limits.max_source_length),),
+        options["new"] or (min(_LENGTH, limits.max_target_length),),
+        paths,
+        options["beams"],
+    )
     settings = Settings(
         options["repeats"], options["warm_up"], options["tokens"] == "random", options["seed"]
     )

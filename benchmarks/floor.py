@@ -64,9 +64,9 @@ def matmul_flops(threads: int, sizes: tuple[int, int, int] = _SIZES) -> tuple[fl
     left = random.standard_normal((rows, inner), dtype=np.float32)
     right = random.standard_normal((inner, columns), dtype=np.float32)
     session = _session(right, threads)
-    if session is None:
-        product, who = (lambda: left @ right), f"NumPy {np.__version__}"
-    else:
+    product: Callable[[], object] = functools.partial(np.matmul, left, right)
+    who = f"NumPy {np.__version__}"
+    if session is not None:
         product, who = functools.partial(session.run, None, {"x": left}), "ONNX Runtime"
     product()
     return 2.0 * rows * inner * columns / _best(product, 4 * _PASSES), who

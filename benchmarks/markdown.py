@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from drl.benchmarks.findings import CellResult, Comparison, FreshProcess, Run
+from drl.benchmarks.findings import CellResult, Comparison, FreshProcess, PeerCell, Run
 from drl.runtime.commands.common import file_size
 
 Row = Sequence[str]
@@ -116,12 +116,13 @@ def peer_rows(comparison: Comparison) -> list[Row]:
         places = [f"{place}, {cell.source} to {cell.new}" for place, cell in pairs]
     head = ["", "precision", *(f"{place}, ms per token" for place in places)]
     rows: list[Row] = [[*head, "same tokens", "load ms", "peak memory"]]
+    ours = comparison.peers[0].name
     for peer in comparison.peers:
         found = {each.cell: each for each in comparison.cells if each.peer == peer.name}
         row = [f"{peer.name} {peer.version}", peer.precision]
         for cell in cells:
             each = found.get(cell)
-            row.append("" if each is None else f"{number(each.token_ms)} ({_ratio(each)})")
+            row.append("" if each is None else f"{number(each.token_ms)}{_ratio(each, ours)}")
         shares = [(e.agreement, e.common) for e in found.values() if e.agreement is not None]
         equal = [share for share, _ in shares]
         common = [share for _, share in shares if share is not None]
@@ -156,9 +157,12 @@ def _run(run: Run) -> str:
     return "\n\n".join(parts)
 
 
-def _ratio(each: Any) -> str:
+def _ratio(each: PeerCell, ours: str) -> str:
+    """The ratio to ours in brackets; nothing for our own."""
+    if each.peer == ours:
+        return ""
     low, high = each.ratio_p10, each.ratio_p90
-    return f"{each.ratio:.2f}x, {low:.2f}-{high:.2f}"
+    return f" ({each.ratio:.2f}x, {low:.2f}-{high:.2f})"
 
 
 def _mean(values: Sequence[float]) -> float:

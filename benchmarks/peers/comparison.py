@@ -21,7 +21,9 @@ from drl.benchmarks.peers.registry import PEERS, PeerSpec
 from drl.runtime.bundle import Bundle
 
 OURS = "drl"
-_PAUSE = 0.2  # seconds between turns, in which the threads of the last engine fall asleep
+# Seconds between turns. Engines are left as they come, and the threads of some spin for 0.2 seconds
+# after their work, on the cores of the engine whose turn is next.
+_PAUSE = 0.3
 _Tokens = list[list[int]]
 
 

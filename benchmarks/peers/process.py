@@ -41,15 +41,14 @@ class PeerProcess:
         self._limit = limit
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         limits = dict.fromkeys(_THREADS, str(threads))
-        # OpenMP threads that spin would take the cores from the engine whose turn comes next.
-        quiet = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "HF_HUB_OFFLINE": "1"}
+        local = {"HF_HUB_OFFLINE": "1"}
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self._process = subprocess.Popen(
             [str(python), "-P", str(_WORKER), str(file), variant],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env={**inherited, **limits, **quiet, **(environment or {})},
+            env={**inherited, **limits, **local, **(environment or {})},
             text=True,
         )
 
@@ -61,7 +60,13 @@ class PeerProcess:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        watchdog = threading.Timer(self._limit, self._process.kill)
+        overdue = threading.Event()
+
+        def end() -> None:
+            overdue.set()
+            self._process.kill()
+
+        watchdog = threading.Timer(self._limit, end)
         watchdog.start()
         try:
             self._process.stdin.write(json.dumps({"call": kind, **arguments}) + "\n")
@@ -71,6 +76,8 @@ class PeerProcess:
             line = ""
         finally:
             watchdog.cancel()
+        if overdue.is_set():
+            raise BenchmarkError(f"{kind} took longer than {self._limit:g} seconds")
         if not line:
             raise BenchmarkError(f"its process ended: {self._last_words()}")
         reply: dict[str, Any] = json.loads(line)

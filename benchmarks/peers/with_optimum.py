@@ -38,8 +38,6 @@ class Peer:
         torch.set_num_threads(threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # Threads that spin would take the cores from the engine whose turn comes next.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         folder = Path(scratch, "int8" if self._int8 else "fp32")
         self.version, self._torch = __version__, torch
         self._model = ORTModelForSeq2SeqLM.from_pretrained(folder, session_options=options)
