@@ -67,14 +67,11 @@ _MakeBar = Callable[[CellResult, int], Bar]
 
 
 def panels(run: Run) -> list[Panel]:
-    """All charts of a run: steps and throughput per search, peers per search."""
-    made = []
-    for search, cells in _by_search(run.cells):
-        made.append(_steps(search, cells))
-    for search, cells in _by_search(run.cells):
-        made.append(_throughput(search, cells))
-    if run.comparison is not None and run.comparison.cells:
-        made += _peers(run.comparison)
+    """All charts of a run, one per search: peers, steps, throughput."""
+    searches = _by_search(run.cells)
+    made = _peers(run.comparison) if run.comparison is not None else []
+    made += [_steps(search, cells) for search, cells in searches]
+    made += [_throughput(search, cells) for search, cells in searches]
     return made
 
 

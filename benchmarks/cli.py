@@ -12,6 +12,7 @@ from drl.benchmarks.errors import BenchmarkError
 from drl.benchmarks.markdown import markdown
 from drl.benchmarks.measure import Settings
 from drl.benchmarks.peers.comparison import compare
+from drl.benchmarks.peers.registry import PEERS
 from drl.benchmarks.run import run
 from drl.benchmarks.writing import check_outputs, write_outputs
 from drl.runtime.bundle import Bundle
@@ -71,6 +72,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     default=Path("build/peers"),
     help="The engines' environments, as `make bench-peers` builds them.",
 )
+@click.option("--without", multiple=True, help="Leave out engines with this in their name.")
 @click.option("--calibrate", "calibrating", is_flag=True, help="Write the paths' costs to BUNDLE.")
 @clean_errors
 def main(folder: Path, **options: Any) -> None:
@@ -111,7 +113,11 @@ def main(folder: Path, **options: Any) -> None:
     )
     if options["checkpoint"] is not None:
         places = options["checkpoint"], folder, options["peers_folder"]
-        compared = compare(*places, cells, settings, found.threads, progress=_progress)
+        peers = [
+            peer for peer in PEERS if not any(part in peer.name for part in options["without"])
+        ]
+        threads = found.threads
+        compared = compare(*places, cells, settings, threads, peers=peers, progress=_progress)
         found = replace(found, comparison=compared)
     click.echo(markdown([found]), nl=False)
     write_outputs(

@@ -10,8 +10,8 @@ from drl.benchmarks.findings import Run
 
 _COLORS = ("#2463b4", "#1f8a70", "#b3671c", "#a9b1bd")
 _INK, _FAINT, _LINE, _MARK = "#1d2128", "#646b76", "#e2e3e0", "#c4255a"
-_COLUMN, _PER_BAR, _PER_GROUP, _FRAME = 6.0, 0.36, 0.34, 1.35  # inches
-_BARS_HEIGHT = 0.42  # of the distance between two bars
+_COLUMN, _PER_BAR, _PER_GROUP, _FRAME = 6.0, 0.42, 0.34, 1.35  # inches
+_BARS_HEIGHT = 0.36  # of the distance between two bars
 
 
 def check_matplotlib() -> None:
@@ -67,7 +67,7 @@ def _draw(axes: Any, panel: Panel, title: str) -> None:
             if bar.mark is not None:
                 half = 0.7 * _BARS_HEIGHT
                 axes.plot([bar.mark, bar.mark], [y - half, y + half], color=_MARK, linewidth=2)
-            above = y - 0.5
+            above = y - 0.45
             axes.text(0, above, bar.label, color=_INK, fontsize=8, va="center")
             right = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
             axes.text(1, above, bar.note, color=_INK, fontsize=8, **right)

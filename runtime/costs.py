@@ -4,6 +4,7 @@ The time of a request is modelled as alpha + beta * S + gamma * T milliseconds, 
 and T new tokens, for every path by itself.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from drl.runtime.errors import BundleError
+from drl.runtime.errors import BundleError, RequestError, shorten
+from drl.runtime.request import Request
 
 COSTS_NAME = "costs.json"
 FORMAT = "drl-costs"
@@ -96,6 +98,32 @@ class CostModel:
             if self.paths[name].milliseconds(source, new) <= budget_ms
         ]
         return fitting[-1] if fitting else 0
+
+
+def within_budget(
+    costs: CostModel, names: Sequence[str], request: Request, budget_ms: Any
+) -> Request:
+    """The request on the dearest path whose predicted time is within a budget.
+
+    It is taken to generate as many tokens as it may.
+
+    Args:
+        costs: The bundle's calibration.
+        names: The bundle's paths, cheapest first.
+        request: A request that leaves its path open.
+        budget_ms: Milliseconds.
+
+    Raises:
+        RequestError: The budget is no positive number, or the request names a path.
+        BundleError: A path was not calibrated.
+    """
+    number = isinstance(budget_ms, int | float) and not isinstance(budget_ms, bool)
+    if not number or not budget_ms > 0:
+        raise RequestError(f"budget_ms must be a number above 0, not {shorten(budget_ms)}")
+    if request.path is not None:
+        raise RequestError("path and budget_ms contradict each other; give one of them")
+    source, new = len(request.tokens), request.max_new_tokens
+    return dataclasses.replace(request, path=costs.choose(names, source, new, budget_ms))
 
 
 def _path_cost(values: Mapping[str, Any]) -> PathCost:

@@ -60,6 +60,20 @@ def test_a_quick_run_leaves_the_machine_alone(tiny_bundle: Path, tmp_path: Path)
     assert "random token" not in done.stdout
 
 
+def test_engines_that_are_missing_or_left_out_do_not_stop_it(
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    arguments = ["--quick", "--batch", "1", "--source", "8", "--new", "3", "--repeats", "1"]
+    arguments += ["--path", "full", "--checkpoint", str(tiny_checkpoint)]
+    arguments += ["--peers", str(tmp_path), "--without", "CTranslate2", "--without", "compiled"]
+    done = CliRunner().invoke(main, [str(tiny_bundle), *arguments])
+    assert done.exit_code == 0, done.output
+    assert "| drl 0.1.0 |" in done.stdout
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("Skipped: ")]
+    assert len(skipped) == 3
+    assert all("make bench-peers" in line for line in skipped)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

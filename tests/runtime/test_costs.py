@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from drl.runtime.costs import CostModel, PathCost
-from drl.runtime.errors import BundleError
+from drl.runtime.errors import BundleError, RequestError
+from tests.runtime.toy import toy_engine
 
 NAMES = ("fast", "mid", "full")
 
@@ -70,3 +71,31 @@ def test_a_path_without_costs_is_named(tmp_path: Path) -> None:
     costs = CostModel.load(write(tmp_path))
     with pytest.raises(BundleError, match="knows nothing of path 'new'"):
         costs.choose(("fast", "new"), 1, 1, 1.0)
+
+
+def test_a_budget_in_milliseconds_chooses_the_path(tmp_path: Path) -> None:
+    engine = toy_engine(write(tmp_path))
+    prompts = [[5] * 10, [5] * 40]  # at 5 new tokens: 8, 14, 20 and 11, 20, 29 milliseconds
+    for budget, paths in ((1, ["fast", "fast"]), (15, ["mid", "fast"]), (25.5, ["full", "mid"])):
+        results = engine.generate(prompts, max_new_tokens=5, budget_ms=budget)
+        assert [result.path for result in results] == paths
+    (piece, *_) = engine.stream(prompts[0], max_new_tokens=1, budget_ms=7.0)
+    assert piece.result is None or piece.result.path == "mid"
+
+
+@pytest.mark.parametrize("budget", [0, -1.0, float("nan"), "10", True])
+def test_a_wrong_budget_is_refused(tmp_path: Path, budget: Any) -> None:
+    with pytest.raises(RequestError, match="budget_ms must be a number above 0"):
+        toy_engine(write(tmp_path)).generate([[5]], budget_ms=budget)
+
+
+def test_a_path_and_a_budget_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="contradict each other"):
+        toy_engine(write(tmp_path)).generate([[5]], budget_ms=5.0, path="fast")
+
+
+def test_a_budget_without_calibration_says_how_to_make_one(tmp_path: Path) -> None:
+    engine = toy_engine(tmp_path)
+    with pytest.raises(BundleError, match="--calibrate"):
+        engine.generate([[5]], budget_ms=5.0)
+    engine.generate([[5]], max_new_tokens=2)  # which nobody needs who asks for none
