@@ -45,15 +45,15 @@ def run(
     threads = threads or default_threads()
     floor = fresh = None
     weights: list[Weight] = []
-    if surroundings:
-        weights = read_weights(bundle)
-        progress("the machine's floor")
-        floor = measure_floor(threads)
-        progress("load time and memory")
-        fresh = measure_fresh(bundle.folder, cells[0], threads)
-    backend = open_backend(bundle, "cpu", threads)
+    backend = open_backend(bundle, "cpu", threads)  # first, as it may refuse the bundle
     try:
         name = backend.name
+        if surroundings:
+            weights = read_weights(bundle)
+            progress("the machine's floor")
+            floor = measure_floor(threads)
+            progress("load time and memory")
+            fresh = measure_fresh(bundle.folder, cells[0], threads)
         found = measure(bundle, backend, cells, settings, progress)
     finally:
         backend.close()

@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ OURS = "drl"
 # Seconds between turns. Engines are left as they come, and the threads of some spin for 0.2 seconds
 # after their work, on the cores of the engine whose turn is next.
 _PAUSE = 0.3
+_LONGEST = 240  # characters of a line about an engine that was left out
 _Tokens = list[list[int]]
 
 
@@ -81,7 +83,7 @@ def compare(
             try:
                 entrants.append(_enter(stack, spec, environments, checkpoint, folder, threads))
             except BenchmarkError as error:
-                skipped.append(f"{spec.name}: {error}")
+                skipped.append(_reason(spec, error))
         race = _Race(entrants, unique, settings, vocab_size, pause, skipped)
         race.run(progress)
         return Comparison(
@@ -179,7 +181,7 @@ class _Race:
         except BenchmarkError as error:
             if entrant is self.entrants[0]:
                 raise BenchmarkError(f"{OURS} failed: {error}") from None
-            self._skipped.append(f"{entrant.spec.name}: {error}")
+            self._skipped.append(_reason(entrant.spec, error))
             entrant.times = []
             return
         entrant.tokens[index] = tokens
@@ -188,6 +190,11 @@ class _Race:
 
     def _drop_failed(self) -> None:
         self.entrants = [each for each in self.entrants if each.times]
+
+
+def _reason(spec: PeerSpec, error: BenchmarkError) -> str:
+    """A line of reasonable length; some libraries explain themselves in paragraphs."""
+    return f"{spec.name}: {textwrap.shorten(str(error), _LONGEST, placeholder=' …').rstrip('.')}"
 
 
 def _info(entrant: _Entrant) -> PeerInfo:
