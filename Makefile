@@ -17,18 +17,20 @@ ORACLE := build/transformers-4
 DEMO := build/numbers
 CHECKPOINT := $(addprefix examples/numbers/,config.json model.safetensors tokenizer.json)
 
+EXPORTER := $(wildcard export/*.py export/*/*.py plugins/ops/*.py)
 # Engines to compare with, an environment each, and what `make bench` makes on the way.
 PEERS := build/peers
 BENCH := build/bench
 BENCH_OPTIONS ?= --batch 1,8,32 --beams 1,4 --repeats 5
 
+.PRECIOUS: $(BENCH)/%-checkpoint/.written
 .PHONY: demo test lint types pytest install clean bench bench-peers
 
 demo: $(DEMO)/bundle.json
 	@echo
 	@$(BIN)/drl-generate $(DEMO) --verbose < examples/numbers/samples.txt
 
-$(DEMO)/bundle.json: $(INSTALLED) $(CHECKPOINT) $(wildcard export/*.py export/*/*.py plugins/ops/*.py)
+$(DEMO)/bundle.json: $(INSTALLED) $(CHECKPOINT) $(EXPORTER)
 	$(BIN)/drl-export examples/numbers $(DEMO) --force
 	@touch $@
 
@@ -69,9 +71,12 @@ bench: bench-peers
 	done
 	$(BIN)/python -m drl.benchmarks.publish $(BENCH)/*.json benchmarks/results/cpu-$$(date +%F)
 
-$(BENCH)/%/bundle.json: $(INSTALLED)
+$(BENCH)/%-checkpoint/.written: $(INSTALLED) benchmarks/models.py
 	rm -rf $(BENCH)/$*-checkpoint
 	$(BIN)/python -m drl.benchmarks.models $* $(BENCH)/$*-checkpoint
+	@touch $@
+
+$(BENCH)/%/bundle.json: $(BENCH)/%-checkpoint/.written $(EXPORTER)
 	$(BIN)/drl-export $(BENCH)/$*-checkpoint $(BENCH)/$* --force
 	@touch $@
 
