@@ -17,13 +17,20 @@ ORACLE := build/transformers-4
 DEMO := build/numbers
 CHECKPOINT := $(addprefix examples/numbers/,config.json model.safetensors tokenizer.json)
 
-.PHONY: demo test lint types pytest install clean
+EXPORTER := $(wildcard export/*.py export/*/*.py plugins/ops/*.py)
+# Engines to compare with, an environment each, and what `make bench` makes on the way.
+PEERS := build/peers
+BENCH := build/bench
+BENCH_OPTIONS ?= --batch 1,8,32 --beams 1,4 --repeats 5
+
+.PRECIOUS: $(BENCH)/%-checkpoint/.written
+.PHONY: demo test lint types pytest install clean bench bench-peers
 
 demo: $(DEMO)/bundle.json
 	@echo
 	@$(BIN)/drl-generate $(DEMO) --verbose < examples/numbers/samples.txt
 
-$(DEMO)/bundle.json: $(INSTALLED) $(CHECKPOINT) $(wildcard export/*.py export/*/*.py plugins/ops/*.py)
+$(DEMO)/bundle.json: $(INSTALLED) $(CHECKPOINT) $(EXPORTER)
 	$(BIN)/drl-export examples/numbers $(DEMO) --force
 	@touch $@
 
@@ -47,6 +54,35 @@ $(ORACLE)/.installed:
 	$(ORACLE)/bin/pip install --quiet $(TORCH)
 	$(ORACLE)/bin/pip install --quiet transformers==4.57.1
 	@touch $@
+
+# Measures four models, two of them beside other engines. Takes most of an hour; let nothing else run.
+bench: bench-peers
+	$(BIN)/pip install --quiet --editable ".[bench]"
+	@mkdir -p $(BENCH) benchmarks/results
+	for name in t5-small switch-small drl-small drl-base; do \
+		$(MAKE) --no-print-directory $(BENCH)/$$name/bundle.json || exit 1; \
+	done
+	for name in t5-small switch-small; do \
+		$(BIN)/drl-bench $(BENCH)/$$name $(BENCH_OPTIONS) --json $(BENCH)/$$name.json \
+			--checkpoint $(BENCH)/$$name-checkpoint --peers $(PEERS) || exit 1; \
+	done
+	for name in drl-small drl-base; do \
+		$(BIN)/drl-bench $(BENCH)/$$name $(BENCH_OPTIONS) --json $(BENCH)/$$name.json || exit 1; \
+	done
+	$(BIN)/python -m drl.benchmarks.publish $(BENCH)/*.json benchmarks/results/cpu-$$(date +%F)
+
+$(BENCH)/%-checkpoint/.written: $(INSTALLED) benchmarks/models.py
+	rm -rf $(BENCH)/$*-checkpoint
+	$(BIN)/python -m drl.benchmarks.models $* $(BENCH)/$*-checkpoint
+	@touch $@
+
+$(BENCH)/%/bundle.json: $(BENCH)/%-checkpoint/.written $(EXPORTER)
+	$(BIN)/drl-export $(BENCH)/$*-checkpoint $(BENCH)/$* --force
+	@touch $@
+
+# An engine that cannot be installed is reported, and the comparison leaves it out.
+bench-peers: $(INSTALLED)
+	-$(BIN)/python -m drl.benchmarks.peers.install $(PEERS) $(TORCH)
 
 install: $(INSTALLED)
 

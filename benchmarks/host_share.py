@@ -6,7 +6,6 @@ scheduling, results.
 """
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,9 @@ from typing import Any
 import click
 import numpy as np
 
+from drl.benchmarks.clocked_backend import ClockedBackend
 from drl.runtime import Engine, GenerationConfig
-from drl.runtime.arrays import Float32, Int32, Int64
-from drl.runtime.backends import (
-    Backend,
-    CrossAttention,
-    Encoding,
-    StepInputs,
-    StepOutputs,
-    open_backend,
-)
+from drl.runtime.backends import Backend, open_backend
 from drl.runtime.bundle import Bundle
 from drl.runtime.commands.common import clean_errors, table
 
@@ -53,46 +45,6 @@ WAYS = (
 )
 
 
-class TimedBackend:
-    """A backend that adds up the seconds and the number of its decoder steps."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self.seconds = 0.0
-        self.steps = 0
-
-    @property
-    def name(self) -> str:
-        """See `Backend.name`."""
-        return self._backend.name
-
-    def encode(
-        self, tokens: Int64, lengths: Int32, budget: Float32, with_experts: bool = False
-    ) -> Encoding:
-        """See `Backend.encode`."""
-        return self._backend.encode(tokens, lengths, budget, with_experts)
-
-    def bridge(self, encoding: Encoding, path: int) -> CrossAttention:
-        """See `Backend.bridge`."""
-        return self._backend.bridge(encoding, path)
-
-    def step(self, inputs: StepInputs) -> StepOutputs:
-        """See `Backend.step`."""
-        started = time.perf_counter()
-        outputs = self._backend.step(inputs)
-        self.seconds += time.perf_counter() - started
-        self.steps += 1
-        return outputs
-
-    def release(self, path: int, width: int) -> None:
-        """See `Backend.release`."""
-        self._backend.release(path, width)
-
-    def close(self) -> None:
-        """See `Backend.close`."""
-        self._backend.close()
-
-
 @dataclass(frozen=True)
 class Cost:
     """Medians over the repeats, in milliseconds per decoder step.
@@ -118,8 +70,8 @@ def measure(bundle: Bundle, backend: Backend, *, source: int, new: int, repeats:
         new: Tokens to generate per sequence; the end token is barred.
         repeats: Timed rounds.
     """
-    timed = TimedBackend(backend)
-    engine = Engine(bundle, timed)
+    clock = ClockedBackend(backend)
+    engine = Engine(bundle, clock)
     generator = np.random.default_rng(0)
     shape = max(way.sources for way in WAYS), source
     prompts = generator.integers(0, bundle.manifest.limits.vocab_size, shape).tolist()
@@ -130,11 +82,12 @@ def measure(bundle: Bundle, backend: Backend, *, source: int, new: int, repeats:
             config = GenerationConfig(
                 max_new_tokens=new, min_new_tokens=new, logprobs=False, **way.options
             )
-            timed.seconds, timed.steps = 0.0, 0
+            clock.clear()
             results = engine.generate(prompts[: way.sources], config, path=path)
             total = max(result.timings.decode for result in results)
             if repeat >= 0:
-                found.append((total / timed.steps, (total - timed.seconds) / timed.steps))
+                steps = len(clock.steps)
+                found.append((total / steps, (total - clock.step_seconds) / steps))
     return [
         Cost(way, *(1e3 * statistics.median(column) for column in zip(*found, strict=True)))
         for way, found in zip(WAYS, times, strict=True)

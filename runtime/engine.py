@@ -15,6 +15,7 @@ from drl.runtime.aio import watch
 from drl.runtime.arrays import Array
 from drl.runtime.backends import Backend, open_backend
 from drl.runtime.bundle import Bundle
+from drl.runtime.costs import CostModel, within_budget
 from drl.runtime.decoding import SequenceGroup
 from drl.runtime.errors import BundleError, DrlError, RequestError, check_count
 from drl.runtime.generation import GenerationConfig
@@ -132,6 +133,7 @@ class Engine:
         *,
         path: str | int = AUTO,
         budget: float = 1.0,
+        budget_ms: float | None = None,
         return_experts: bool = False,
         prefix: Prompt | None = None,
         processors: abc.Sequence[LogitsProcessor] = (),
@@ -146,9 +148,13 @@ class Engine:
             RequestError: The request cannot be served.
         """
         config = self._config(config, options)
-        return self._requests.build(
+        request = self._requests.build(
             prompt, config, path, budget, return_experts, prefix, processors, name
         )
+        if budget_ms is None:
+            return request
+        names = [path.name for path in self._bundle.manifest.paths]
+        return within_budget(self._costs, names, request, budget_ms)
 
     def generate(
         self,
@@ -157,6 +163,7 @@ class Engine:
         *,
         path: str | int = AUTO,
         budget: float = 1.0,
+        budget_ms: float | None = None,
         return_experts: bool = False,
         prefixes: abc.Sequence[Prompt | None] | None = None,
         processors: abc.Sequence[LogitsProcessor] = (),
@@ -174,6 +181,9 @@ class Engine:
             path: "auto" lets the model's path router choose; a name or an index forces a path.
             budget: Largest cost, in [0, 1], of the paths that "auto" chooses from; 1 is the cost
                 of the dearest path.
+            budget_ms: Milliseconds that each prompt may take by itself. The dearest path whose
+                predicted time fits is taken, the cheapest if none does; `drl-bench --calibrate`
+                must have measured the bundle on this machine.
             return_experts: Whether results tell which experts each token used.
             prefixes: What each output begins with, a text or token ids, or None for nothing.
             processors: Change the scores of tokens, after those that options ask for.
@@ -191,6 +201,7 @@ class Engine:
         Raises:
             RequestError: A request cannot be served, and nothing was generated; or a processor
                 went wrong.
+            BundleError: There is a `budget_ms` and no calibration.
         """
         called = time.perf_counter()
         requests = self._build(
@@ -199,6 +210,7 @@ class Engine:
             {
                 "path": path,
                 "budget": budget,
+                "budget_ms": budget_ms,
                 "return_experts": return_experts,
                 "prefixes": prefixes,
                 "processors": processors,
@@ -374,6 +386,11 @@ class Engine:
                 zip(prompts, configs, prefixes, strict=True)
             )
         ]
+
+    @functools.cached_property
+    def _costs(self) -> CostModel:
+        """What paths cost on this machine, read when it is first asked for."""
+        return CostModel.load(self._bundle.folder)
 
     def _config(
         self, config: GenerationConfig | None, options: dict[str, Any]

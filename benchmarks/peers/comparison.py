@@ -1,0 +1,233 @@
+"""Lets engines take turns on the same cells, and compares times and tokens with ours."""
+
+import os
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drl.benchmarks.cells import Cell, random_sources
+from drl.benchmarks.errors import BenchmarkError
+from drl.benchmarks.findings import Comparison, PeerCell, PeerInfo
+from drl.benchmarks.measure import Settings
+from drl.benchmarks.peers.process import PeerProcess
+from drl.benchmarks.peers.registry import PEERS, PeerSpec
+from drl.runtime.bundle import Bundle
+
+OURS = "drl"
+# Seconds between turns. Engines are left as they come, and the threads of some spin for 0.2 seconds
+# after their work, on the cores of the engine whose turn is next.
+_PAUSE = 0.3
+_LONGEST = 240  # characters of a line about an engine that was left out
+_Tokens = list[list[int]]
+
+
+@dataclass
+class _Entrant:
+    """An engine that has loaded the model."""
+
+    spec: PeerSpec
+    process: PeerProcess
+    version: str
+    load_ms: float
+    times: list[list[float]] = field(default_factory=list)
+    tokens: list[_Tokens] = field(default_factory=list)
+
+
+def compare(
+    checkpoint: Path,
+    bundle: Path,
+    environments: Path,
+    cells: Sequence[Cell],
+    settings: Settings,
+    threads: int,
+    *,
+    peers: Sequence[PeerSpec] = PEERS,
+    pause: float = _PAUSE,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Run every engine that is installed side by side with ours.
+
+    Args:
+        checkpoint: The Hugging Face folder.
+        bundle: What `drl-export` made of it.
+        environments: Folder of the engines' environments.
+        cells: What to generate; those that differ in nothing but their path are taken once.
+        settings: Rounds to warm up and to time, and the seed.
+        threads: Threads of every engine.
+        peers: Which engines.
+        pause: Seconds between turns.
+        progress: Told of every stage.
+
+    Raises:
+        BenchmarkError: Ours failed. A peer that fails is left out, with a line that says why.
+    """
+    manifest = Bundle.load(bundle, verify_hashes=False).manifest
+    path = cells[-1].path
+    unique = [cell for cell in cells if cell.path == path]
+    vocab_size = manifest.limits.vocab_size
+    skipped: list[str] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        progress(f"loading {OURS}")
+        entrants = [_enter_ours(stack, bundle, path, threads)]
+        for spec in peers:
+            progress(f"converting and loading {spec.name}")
+            try:
+                entrants.append(_enter(stack, spec, environments, checkpoint, folder, threads))
+            except BenchmarkError as error:
+                skipped.append(_reason(spec, error))
+        race = _Race(entrants, unique, settings, vocab_size, pause, skipped)
+        race.run(progress)
+        return Comparison(
+            peers=tuple(_info(each) for each in race.entrants),
+            cells=tuple(_results(race, each, index) for each in race.entrants for index in race),
+            skipped=tuple(skipped),
+            rounds=settings.repeats,
+        )
+
+
+def _enter_ours(stack: ExitStack, bundle: Path, path: str, threads: int) -> _Entrant:
+    file = Path(__file__).with_name("with_drl.py")
+    spec = PeerSpec(OURS, file, path, _precision(bundle), "", ())
+    found = os.pathsep.join(entry for entry in sys.path if entry)
+    environment = {"PYTHONPATH": found}
+    process = PeerProcess(Path(sys.executable), file, path, threads, environment)
+    stack.enter_context(process)
+    loaded = process.call("load", checkpoint=str(bundle), scratch="", threads=threads)
+    return _Entrant(spec, process, loaded["version"], loaded["ms"])
+
+
+def _precision(bundle: Path) -> str:
+    return Bundle.load(bundle, verify_hashes=False).manifest.precision
+
+
+def _enter(
+    stack: ExitStack,
+    spec: PeerSpec,
+    environments: Path,
+    checkpoint: Path,
+    folder: Path,
+    threads: int,
+) -> _Entrant:
+    """Convert the model in one process and load it in another, whose memory tells of no more."""
+    python = spec.python(environments).absolute()
+    if not python.exists():
+        raise BenchmarkError(
+            f"not installed in {environments / spec.environment}; `make bench-peers` installs it, "
+            f"or `pip install torch {' '.join(spec.requirements)}` in an environment there"
+        )
+    scratch = folder / f"{spec.environment}-{spec.variant}"
+    scratch.mkdir()
+    places = {"checkpoint": str(checkpoint.absolute()), "scratch": str(scratch)}
+    with PeerProcess(python, spec.file, spec.variant, threads) as converter:
+        converter.call("prepare", **places)
+    process = PeerProcess(python, spec.file, spec.variant, threads)
+    stack.enter_context(process)
+    loaded = process.call("load", **places, threads=threads)
+    return _Entrant(spec, process, loaded["version"], loaded["ms"])
+
+
+class _Race:
+    """The rounds. Iterating gives the cells' indices."""
+
+    def __init__(
+        self,
+        entrants: list[_Entrant],
+        cells: Sequence[Cell],
+        settings: Settings,
+        vocab_size: int,
+        pause: float,
+        skipped: list[str],
+    ) -> None:
+        self.entrants = entrants
+        self.cells = cells
+        self._settings = settings
+        self._sources = [random_sources(cell, vocab_size, settings.seed) for cell in cells]
+        self._pause = pause
+        self._skipped = skipped
+        for each in entrants:
+            each.times = [[] for _ in cells]
+            each.tokens = [[] for _ in cells]
+
+    def __iter__(self) -> Any:
+        return iter(range(len(self.cells)))
+
+    def run(self, progress: Callable[[str], None]) -> None:
+        """Let all take their turns; in every round a cell is served by all before the next."""
+        order = np.random.default_rng(self._settings.seed)
+        # The first call of a shape compiles or allocates, so there is always one to warm up.
+        for number in range(-max(1, self._settings.warm_up), self._settings.repeats):
+            total = self._settings.repeats
+            name = "warming up peers" if number < 0 else f"peers: round {number + 1} of {total}"
+            progress(name)
+            for index in self:
+                for turn in order.permutation(len(self.entrants)).tolist():
+                    self._take_turn(self.entrants[turn], index, timed=number >= 0)
+                self._drop_failed()
+
+    def _take_turn(self, entrant: _Entrant, index: int, timed: bool) -> None:
+        cell = self.cells[index]
+        time.sleep(self._pause)
+        try:
+            ms, tokens = entrant.process.generate(self._sources[index], cell.new, cell.beams)
+        except BenchmarkError as error:
+            if entrant is self.entrants[0]:
+                raise BenchmarkError(f"{OURS} failed: {error}") from None
+            self._skipped.append(_reason(entrant.spec, error))
+            entrant.times = []
+            return
+        entrant.tokens[index] = tokens
+        if timed:
+            entrant.times[index].append(ms)
+
+    def _drop_failed(self) -> None:
+        self.entrants = [each for each in self.entrants if each.times]
+
+
+def _reason(spec: PeerSpec, error: BenchmarkError) -> str:
+    """A line of reasonable length; some libraries explain themselves in paragraphs."""
+    return f"{spec.name}: {textwrap.shorten(str(error), _LONGEST, placeholder=' …').rstrip('.')}"
+
+
+def _info(entrant: _Entrant) -> PeerInfo:
+    peak = entrant.process.call("memory")["peak_bytes"]
+    spec = entrant.spec
+    return PeerInfo(spec.name, entrant.version, spec.precision, entrant.load_ms, peak)
+
+
+def _results(race: _Race, entrant: _Entrant, index: int) -> PeerCell:
+    ours, cell = race.entrants[0], race.cells[index]
+    times = np.array(entrant.times[index])
+    ratios = np.percentile(times / np.array(ours.times[index]), (10, 50, 90)).tolist()
+    agreement = common = None
+    exact = entrant.spec.precision == ours.spec.precision == "fp32"
+    if exact and cell.beams == 1 and entrant is not ours:
+        agreement, common = agree(entrant.tokens[index], ours.tokens[index])
+    return PeerCell(
+        peer=entrant.spec.name,
+        cell=cell,
+        token_ms=float(np.median(times)) / cell.new,
+        ratio=ratios[1],
+        ratio_p10=ratios[0],
+        ratio_p90=ratios[2],
+        agreement=agreement,
+        common=common,
+    )
+
+
+def agree(found: _Tokens, expected: _Tokens) -> tuple[float, float]:
+    """Share of equal results, and mean share of tokens before the first difference."""
+    shares = []
+    for left, right in zip(found, expected, strict=True):
+        pairs = zip(left, right, strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+        shares.append(same / max(len(left), len(right), 1))
+    return sum(share == 1.0 for share in shares) / len(shares), sum(shares) / len(shares)

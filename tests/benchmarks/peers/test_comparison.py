@@ -1,0 +1,77 @@
+"""The driver of peers, with engines that are made up."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from drl.benchmarks.cells import Cell
+from drl.benchmarks.errors import BenchmarkError
+from drl.benchmarks.measure import Settings
+from drl.benchmarks.peers.comparison import agree, compare
+from drl.benchmarks.peers.process import PeerProcess
+from drl.benchmarks.peers.registry import PEERS, PeerSpec, install_lines
+
+FAKE = Path(__file__).with_name("fake_peer.py")
+CELLS = [Cell(2, 6, 4, "full"), Cell(1, 6, 4, "full", 2)]
+
+
+def fake(variant: str, environment: str = "env") -> PeerSpec:
+    return PeerSpec(f"fake {variant}", FAKE, variant, "fp32", environment, ("nothing",))
+
+
+@pytest.fixture
+def environments(tmp_path: Path) -> Path:
+    """A folder with one environment, whose Python is this one."""
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    (tmp_path / "env" / "bin" / "python").symlink_to(sys.executable)
+    return tmp_path
+
+
+def test_engines_take_turns_and_are_compared(tiny_bundle: Path, environments: Path) -> None:
+    peers = [fake(name) for name in ("slow", "unfit", "dies")] + [fake("absent", "elsewhere")]
+    found = compare(
+        environments, tiny_bundle, environments, CELLS, Settings(3), 1, peers=peers, pause=0.0
+    )
+    assert [peer.name for peer in found.peers] == ["drl", "fake slow"]
+    assert found.peers[1].version == "7"
+    assert all(peer.peak_bytes > 1_000_000 for peer in found.peers)
+    assert [(each.peer, each.cell) for each in found.cells] == [
+        (name, cell) for name in ("drl", "fake slow") for cell in CELLS
+    ]
+    ours, slow = found.cells[0], found.cells[2]
+    assert (ours.ratio, ours.ratio_p10, ours.ratio_p90) == (1.0, 1.0, 1.0)
+    assert slow.token_ms >= 50.0
+    assert slow.ratio_p10 <= slow.ratio <= slow.ratio_p90
+    assert slow.agreement == 0.0
+    assert found.cells[3].agreement is None  # beams
+    unfit, absent, dies = found.skipped
+    assert unfit == "fake unfit: ValueError: no such model"
+    assert "make bench-peers" in absent
+    assert "pip install torch nothing" in absent
+    assert dies == "fake dies: its process ended: out of luck"
+
+
+def test_only_one_path_is_compared(tiny_bundle: Path, environments: Path) -> None:
+    cells = [Cell(1, 6, 2, "fast"), Cell(1, 6, 2, "full")]
+    found = compare(
+        environments, tiny_bundle, environments, cells, Settings(1), 1, peers=(), pause=0.0
+    )
+    assert [each.cell for each in found.cells] == cells[1:]
+
+
+def test_an_engine_that_hangs_is_ended() -> None:
+    process = PeerProcess(Path(sys.executable), FAKE, "hangs", 1, limit=1.0)
+    with process, pytest.raises(BenchmarkError, match="generate took longer than 1 seconds"):
+        process.generate([[1]], 2, 1)
+
+
+def test_agreement_is_of_whole_results_and_of_beginnings() -> None:
+    assert agree([[1, 2, 3, 4], [5, 6, 7, 8]], [[1, 2, 3, 4], [5, 6, 9, 9]]) == (0.5, 0.75)
+    assert agree([[1, 2]], [[1, 2, 3, 4]]) == (0.0, 0.5)
+
+
+def test_every_engine_has_a_module_and_an_environment() -> None:
+    assert all(peer.file.is_file() for peer in PEERS)
+    assert {name for name, _ in install_lines()} == {"transformers", "optimum", "ctranslate2"}
+    assert [peer.precision for peer in PEERS].count("int8") == 2
