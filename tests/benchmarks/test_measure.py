@@ -88,7 +88,7 @@ def test_times_of_a_cell_add_up(tmp_path: Path, new: int) -> None:
         step = result.step_ms
         assert 0 < step.p50 <= step.p90 <= step.p99
         assert result.encoder_ms + result.bridge_ms < result.first_token_ms <= result.total_ms
-        assert result.host_ms < step.p50
+        assert 0 <= result.host_ms * (new - 1) < result.total_ms
         assert result.tokens_per_second == pytest.approx(2e3 * new / result.total_ms)
         assert experts is not None
         assert 1 <= experts <= 7
