@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from drl.runtime import GenerationResult
+from drl.runtime import GenerationConfig, GenerationResult
 from tests.documents import ROOT, Block, blocks, code, tables
 from tests.readme import README, Outcome, Shown, Workspace, run_all, settled
 
@@ -150,7 +150,13 @@ def test_the_readme_lists_every_command() -> None:
     assert [code(row[0]).split()[0] for row in table.rows] == list(project["scripts"])
 
 
+def test_the_readme_lists_every_option() -> None:
+    (table,) = [t for t in tables(README) if t.heading == "Generation"]
+    documented = {name for row in table.rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert {field.name for field in dataclasses.fields(GenerationConfig)} <= documented
+
+
 def test_the_readme_lists_every_field_of_a_result() -> None:
-    (table,) = [t for t in tables(README) if t.heading == "Options and results"]
+    (table,) = [t for t in tables(README) if t.heading == "Results"]
     documented = [name for row in table.rows for name in re.findall(r"`(\w+)`", row[0])]
     assert sorted(documented) == sorted(f.name for f in dataclasses.fields(GenerationResult))

@@ -6,18 +6,15 @@ import numpy as np
 import pytest
 
 from drl.runtime import Engine
+from drl.runtime.decoding.scratch import Scratch
 from drl.runtime.lane import Lane
 from tests.runtime.comparing import MODES, assert_idle, cache_bytes, hooked, random_prompts
 from tests.runtime.toy import toy_engine
 
 
 def scratch_bytes(lane: Lane) -> int:
-    selector = lane._selector
-    return sum(
-        value._buffer.nbytes
-        for name in ("_scratch", "_scores")
-        if (value := getattr(selector, name))
-    )
+    kept = vars(lane._selector).values()
+    return sum(item._buffer.nbytes for item in kept if isinstance(item, Scratch))
 
 
 def test_skipped_layers_own_no_memory(tmp_path: Path) -> None:
