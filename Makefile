@@ -17,7 +17,10 @@ ORACLE := build/transformers-4
 DEMO := build/numbers
 CHECKPOINT := $(addprefix examples/numbers/,config.json model.safetensors tokenizer.json)
 
-.PHONY: demo test lint types pytest install clean
+NATIVE := $(wildcard plugins/native/src/*.* plugins/native/src/*/*.*)
+SANITIZED := build/kernel_checks
+
+.PHONY: demo test lint types pytest native sanitize install clean
 
 demo: $(DEMO)/bundle.json
 	@echo
@@ -27,7 +30,7 @@ $(DEMO)/bundle.json: $(INSTALLED) $(CHECKPOINT) $(wildcard export/*.py export/*/
 	$(BIN)/drl-export examples/numbers $(DEMO) --force
 	@touch $@
 
-test: lint types pytest
+test: lint types sanitize pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -39,7 +42,7 @@ types: $(INSTALLED)
 	$(BIN)/pip install --quiet --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p drl.plugins -p drl.runtime -p drl.export -p drl.benchmarks
 
-pytest: $(INSTALLED) $(ORACLE)/.installed
+pytest: $(INSTALLED) $(ORACLE)/.installed native
 	DRL_TRANSFORMERS_4=$(ORACLE)/bin/python $(BIN)/pytest
 
 $(ORACLE)/.installed:
@@ -47,6 +50,24 @@ $(ORACLE)/.installed:
 	$(ORACLE)/bin/pip install --quiet $(TORCH)
 	$(ORACLE)/bin/pip install --quiet transformers==4.57.1
 	@touch $@
+
+# The kernels in C++, into plugins/native. Without a compiler this leaves them out.
+native: build/.native
+
+build/.native: $(INSTALLED) setup.py $(NATIVE)
+	$(BIN)/pip install --quiet --no-deps --editable .
+	@mkdir -p $(@D)
+	@touch $@
+
+# Their C interface, under the sanitizers for memory and for undefined behaviour.
+sanitize: $(SANITIZED)
+	$(SANITIZED)
+
+$(SANITIZED): tests/plugins/native/kernel_checks.cpp $(NATIVE)
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -Werror -ffp-contract=off -fno-omit-frame-pointer \
+		-fsanitize=address,undefined -fno-sanitize-recover=all -o $@ \
+		$< $(filter-out %.h,$(wildcard plugins/native/src/*.*)) -pthread
 
 install: $(INSTALLED)
 
@@ -58,4 +79,4 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf build dist .venv *.egg-info
+	rm -rf build dist .venv *.egg-info plugins/native/libdrl_native.*

@@ -20,6 +20,9 @@ ParallelFor = Callable[[int, Callable[[int], None]], None]
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
 """The values of `drl_activation`."""
 
+ISAS = ("scalar", "avx2", "avx512vnni")
+"""The names of the values of `drl_isa`."""
+
 
 @dataclass(frozen=True)
 class RoutedWeights:
@@ -45,6 +48,9 @@ class Kernels:
         parallel_for: Runs the tasks of a kernel; None runs them one after the other.
         path: The library.
 
+    Attributes:
+        isa: The instruction set in use.
+
     Raises:
         NativeLibraryError: The library is missing, or the processor lacks the instruction set.
     """
@@ -61,6 +67,7 @@ class Kernels:
             self._check(self._library.drl_default_isa(ctypes.byref(chosen)))
         else:
             self._check(self._library.drl_isa_by_name(isa.encode(), ctypes.byref(chosen)))
+        self.isa = ISAS[chosen.value]
         self._callback = abi.ParallelFor()
         if parallel_for is not None:
             self._callback = abi.ParallelFor(_calling(parallel_for))
@@ -82,7 +89,7 @@ class Kernels:
         return packed
 
     def pack_int8(self, weights: NDArray[np.int8], scales: Float32) -> Bytes:
-        """Pack int8 weights `[N, K]` or `[E, N, K]`, none of them -128, with scales `[N]` or `[E, N]`.
+        """Pack int8 weights `[N, K]` or `[E, N, K]` with scales `[N]` or `[E, N]`.
 
         Raises:
             NativeLibraryError: A scale is not finite, or a weight is -128.
@@ -110,9 +117,7 @@ class Kernels:
             NativeLibraryError: They are damaged, or of a newer layout.
         """
         shape = abi.PackedShape()
-        self._check(
-            self._library.drl_read_packed_shape(abi.Packed.of(packed), ctypes.byref(shape))
-        )
+        self._check(self._library.drl_read_packed_shape(abi.Packed.of(packed), ctypes.byref(shape)))
         return shape.matrices, shape.columns, shape.depth
 
     def unpack(self, packed: Bytes) -> tuple[NDArray[np.int8], Float32]:
