@@ -11,7 +11,7 @@ constexpr size_t kMostTasks = 32;
 // From about so many rows on a panel costs its arithmetic rather than its bytes.
 constexpr size_t kRowsPerRead = 8;
 // Fewer values than this are quantised faster than they are handed out.
-constexpr size_t kSerialValues = 16 * 1024;
+constexpr size_t kSerialValues = 64 * 1024;
 
 // Panels that one task multiplies with `rows` rows.
 inline size_t panels_per_task(size_t panels, size_t panel_bytes, size_t rows) {

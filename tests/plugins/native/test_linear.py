@@ -143,6 +143,7 @@ def test_rows_of_zeros_and_of_the_smallest_numbers_give_the_bias(isa: str) -> No
     x = np.zeros((3, 70), np.float32)
     x[1] = 1e-38
     x[2] = np.finfo(np.float32).smallest_subnormal
+    assert same_bits(native.linear(x, packed), np.zeros((3, 40), np.float32))
     assert same_bits(native.linear(x, packed, bias), np.tile(bias, (3, 1)))
 
 
