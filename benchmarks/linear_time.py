@@ -24,7 +24,8 @@ from drl.runtime.commands.common import clean_errors, table
 Array = NDArray[Any]
 SHAPES = ((512, 512), (512, 2048), (2048, 512), (512, 32128))
 """Depth and output channels: the linears of a T5-small and its head."""
-_WEIGHTS = 40_000_000  # of one graph
+WEIGHTS = 40_000_000
+"""Weights of one graph; as int8 they exceed the caches of most processors."""
 _BLOCK = 128  # of MatMulNBits
 
 
@@ -115,10 +116,15 @@ def _session(model: onnx.ModelProto, threads: int) -> Any:
 
 
 def measure(
-    depth: int, columns: int, rows: tuple[int, ...], threads: tuple[int, ...], repeats: int
+    depth: int,
+    columns: int,
+    rows: tuple[int, ...],
+    threads: tuple[int, ...],
+    repeats: int,
+    weights: int = WEIGHTS,
 ) -> Iterator[LinearTime]:
     """Time the linears of one shape with every engine, number of threads and number of rows."""
-    count = max(2, _WEIGHTS // (depth * columns))
+    count = max(2, weights // (depth * columns))
     sessions = {
         (engine, number): _session(_model(engine, depth, columns, count), number)
         for engine in ENGINES
