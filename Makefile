@@ -18,7 +18,7 @@ DEMO := build/numbers
 CHECKPOINT := $(addprefix examples/numbers/,config.json model.safetensors tokenizer.json)
 
 NATIVE := $(wildcard plugins/native/src/*.* plugins/native/src/*/*.*)
-SANITIZED := build/kernel_checks
+SANITIZED := build/kernel_checks_address,undefined build/kernel_checks_thread
 
 .PHONY: demo test lint types pytest native sanitize install clean
 
@@ -59,15 +59,14 @@ build/.native: $(INSTALLED) setup.py $(NATIVE)
 	@mkdir -p $(@D)
 	@touch $@
 
-# Their C interface, under the sanitizers for memory and for undefined behaviour.
+# Their C interface, under the sanitizers for memory, for undefined behaviour and for threads.
 sanitize: $(SANITIZED)
-	$(SANITIZED)
+	@for check in $^; do echo $$check; $$check || exit 1; done
 
-$(SANITIZED): tests/plugins/native/kernel_checks.cpp $(NATIVE)
+build/kernel_checks_%: tests/plugins/native/kernel_checks.cpp $(NATIVE)
 	@mkdir -p $(@D)
 	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -Werror -ffp-contract=off -fno-omit-frame-pointer \
-		-fsanitize=address,undefined -fno-sanitize-recover=all -o $@ \
-		$< $(filter-out %.h,$(wildcard plugins/native/src/*.*)) -pthread
+		-fsanitize=$* -fno-sanitize-recover=all -o $@ $< $(wildcard plugins/native/src/*.cpp) -pthread
 
 install: $(INSTALLED)
 

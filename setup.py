@@ -62,10 +62,8 @@ class PlatformWheel(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         """The wheel's tag."""
-        built = any(Path(self.bdist_dir or ".").rglob(f"{LIBRARY}*"))
-        built = built or any(
-            Path(self.get_finalized_command("build").build_lib).rglob(f"{LIBRARY}*")
-        )
+        folder = Path(self.get_finalized_command("build").build_lib)
+        built = any(folder.rglob(f"{LIBRARY}*"))
         return "py3", "none", super().get_tag()[2] if built else "any"
 
 

@@ -1,4 +1,5 @@
-// Drives the C interface under AddressSanitizer and UndefinedBehaviorSanitizer: `make sanitize`.
+// Drives the C interface under the sanitizers for memory, undefined behaviour and threads:
+// `make sanitize`.
 //
 // Buffers are exactly as large as the interface asks for, so that one byte too many is noticed.
 // Results are compared with a plain loop, and between instruction sets.
@@ -165,6 +166,12 @@ int main() {
     check_routed({1 + below(9), 1 + below(90), 1 + below(70)}, below(40), below(4),
                  below(2) == 0, isas);
   }
+  // Large enough that the work is shared out.
+  check_linear({1, 1500, 300}, 1, isas);
+  check_linear({1, 1500, 300}, 30, isas);
+  check_linear({1, 70, 300}, 300, isas);
+  check_routed({5, 600, 260}, 1, 2, true, isas);
+  check_routed({5, 600, 260}, 130, 2, true, isas);
   check_refusals();
   std::puts("all checks hold");
 }
