@@ -56,6 +56,20 @@ class Linear(ctypes.Structure):
     )
 
 
+class TopK(ctypes.Structure):
+    """`drl_top_k`."""
+
+    _fields_ = (
+        ("weight", Packed),
+        ("bias", ctypes.c_void_p),
+        ("x", ctypes.c_void_p),
+        ("rows", ctypes.c_size_t),
+        ("k", ctypes.c_size_t),
+        ("values", ctypes.c_void_p),
+        ("ids", ctypes.c_void_p),
+    )
+
+
 class RoutedFfn(ctypes.Structure):
     """`drl_routed_ffn`."""
 
@@ -88,6 +102,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "drl_unpack_int8": (ctypes.c_int, (Packed, _POINTER, _POINTER)),
     "drl_linear_workspace_bytes": (ctypes.c_size_t, (_POINTER, ctypes.c_size_t)),
     "drl_linear_int8": (ctypes.c_int, (_POINTER, Workspace, _POINTER)),
+    "drl_top_k_workspace_bytes": (ctypes.c_size_t, (_POINTER, ctypes.c_size_t, ctypes.c_size_t)),
+    "drl_top_k_int8": (ctypes.c_int, (_POINTER, Workspace, _POINTER)),
     "drl_routed_ffn_workspace_bytes": (
         ctypes.c_size_t,
         (_POINTER, ctypes.c_size_t, ctypes.c_size_t),

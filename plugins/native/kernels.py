@@ -157,6 +157,37 @@ class Kernels:
         self._run(self._library.drl_linear_int8, call, size)
         return y
 
+    def top_k(
+        self, x: Float32, packed: Bytes, k: int, bias: Float32 | None = None
+    ) -> tuple[Float32, NDArray[np.int32]]:
+        """The k largest values of every row of `linear`, and their columns, both `[M, k]`.
+
+        The largest come first, and equal ones by column. NaN is below every number.
+
+        Raises:
+            NativeLibraryError: k is not in [1, N], or an array does not fit.
+        """
+        x = np.ascontiguousarray(x, np.float32)
+        shape = abi.PackedShape(*self.shape(packed))
+        bias = _contiguous(bias)
+        _expect("x", x, (len(x), shape.depth))
+        _expect("bias", bias, (shape.columns,))
+        if not 1 <= k <= shape.columns:
+            raise NativeLibraryError(f"k must be in [1, {shape.columns}], got {k}")
+        values, ids = np.empty((len(x), k), np.float32), np.empty((len(x), k), np.int32)
+        call = abi.TopK(
+            abi.Packed.of(packed),
+            abi.address(bias),
+            x.ctypes.data,
+            len(x),
+            k,
+            values.ctypes.data,
+            ids.ctypes.data,
+        )
+        size = self._library.drl_top_k_workspace_bytes(ctypes.byref(shape), len(x), k)
+        self._run(self._library.drl_top_k_int8, call, size)
+        return values, ids
+
     def routed_ffn(
         self,
         x: Float32,

@@ -109,6 +109,22 @@ DRL_EXPORT size_t drl_linear_workspace_bytes(const drl_packed_shape* shape, size
 DRL_EXPORT drl_status drl_linear_int8(const drl_linear* linear, drl_workspace workspace,
                                       const drl_execution* execution);
 
+// The k largest values of every row of x · Wᵀ + bias, as drl_linear computes them, and their
+// columns; the largest first, equal ones by column. NaN is below every number.
+typedef struct drl_top_k {
+  drl_packed weight;  // of one matrix
+  const float* bias;  // or null
+  const float* x;
+  size_t rows;
+  size_t k;       // at most the columns
+  float* values;  // [rows, k]
+  int32_t* ids;   // [rows, k]
+} drl_top_k;
+
+DRL_EXPORT size_t drl_top_k_workspace_bytes(const drl_packed_shape* shape, size_t rows, size_t k);
+DRL_EXPORT drl_status drl_top_k_int8(const drl_top_k* head, drl_workspace workspace,
+                                     const drl_execution* execution);
+
 // The feed-forward layer of experts: the operator drl.RoutedFFN with int8 weights.
 //
 // y[t] = Σ_j gates[t,j] · down[e](act(up[e](x[t]))) with e = expert_ids[t,j], or with

@@ -97,6 +97,28 @@ void check_linear(drl_packed_shape shape, size_t rows, const std::vector<drl_isa
   }
 }
 
+void check_top_k(drl_packed_shape shape, size_t rows, size_t k, const std::vector<drl_isa>& isas) {
+  const std::vector<float> x = draw(rows * shape.depth), bias = draw(shape.columns);
+  const std::vector<unsigned char> packed = pack(draw(shape.columns * shape.depth), shape);
+  std::vector<unsigned char> memory(drl_top_k_workspace_bytes(&shape, rows, k));
+  std::vector<float> first;
+  for (drl_isa isa : isas) {
+    for (drl_parallel_for run : {drl_parallel_for{nullptr}, drl_parallel_for{on_two_threads}}) {
+      std::vector<float> values(rows * k);
+      std::vector<int32_t> ids(rows * k);
+      const drl_top_k call{view(packed), bias.data(), x.data(), rows, k, values.data(), ids.data()};
+      const drl_execution execution{isa, run, nullptr};
+      const drl_workspace workspace{memory.data(), memory.size()};
+      require(drl_top_k_int8(&call, workspace, &execution) == DRL_OK, "top k");
+      if (first.empty()) first = values;
+      require(same(values, first), "top k: the same bits everywhere");
+      for (size_t i = 0; i + 1 < ids.size(); ++i) {
+        require((i + 1) % k == 0 || values[i] >= values[i + 1], "top k: the largest first");
+      }
+    }
+  }
+}
+
 void check_routed(drl_packed_shape up, size_t tokens, size_t choices, bool gated,
                   const std::vector<drl_isa>& isas) {
   const drl_packed_shape down{up.matrices, up.depth, up.columns};
@@ -163,6 +185,8 @@ int main() {
   for (size_t rows = 0; rows < 30; ++rows) check_linear({1, 37, 70}, rows, isas);
   for (int round = 0; round < 150; ++round) {
     check_linear({1, 1 + below(140), 1 + below(300)}, below(30), isas);
+    const size_t columns = 1 + below(140);
+    check_top_k({1, columns, 1 + below(90)}, below(20), 1 + below(columns), isas);
     check_routed({1 + below(9), 1 + below(90), 1 + below(70)}, below(40), below(4),
                  below(2) == 0, isas);
   }
@@ -170,6 +194,7 @@ int main() {
   check_linear({1, 1500, 300}, 1, isas);
   check_linear({1, 1500, 300}, 30, isas);
   check_linear({1, 70, 300}, 300, isas);
+  check_top_k({1, 3000, 300}, 20, 50, isas);
   check_routed({5, 600, 260}, 1, 2, true, isas);
   check_routed({5, 600, 260}, 130, 2, true, isas);
   check_refusals();
