@@ -11,8 +11,8 @@ _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).parent / f"libdrl_native{_SUFFIX}"
 
 NO_LIBRARY = (
-    "DRL's native kernels were not built, since the installation found no C++ compiler; install "
-    "one (such as g++) and install DRL again"
+    "DRL's native kernels were not built: the installation found no C++ compiler that works, or is "
+    "older than they are; install one (such as g++) and install DRL again"
 )
 NO_OPERATORS = (
     "DRL's native kernels were built without ONNX Runtime's operators, since its C headers were "
