@@ -23,8 +23,11 @@ PEERS := build/peers
 BENCH := build/bench
 BENCH_OPTIONS ?= --batch 1,8,32 --beams 1,4 --repeats 5
 
+NATIVE := $(wildcard plugins/native/src/*.* plugins/native/src/*/*.*)
+SANITIZED := build/kernel_checks_address,undefined build/kernel_checks_thread
+
 .PRECIOUS: $(BENCH)/%-checkpoint/.written
-.PHONY: demo test lint types pytest install clean bench bench-peers
+.PHONY: demo test lint types pytest native sanitize install clean bench bench-peers
 
 demo: $(DEMO)/bundle.json
 	@echo
@@ -34,7 +37,7 @@ $(DEMO)/bundle.json: $(INSTALLED) $(CHECKPOINT) $(EXPORTER)
 	$(BIN)/drl-export examples/numbers $(DEMO) --force
 	@touch $@
 
-test: lint types pytest
+test: lint types sanitize pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -46,7 +49,7 @@ types: $(INSTALLED)
 	$(BIN)/pip install --quiet --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p drl.plugins -p drl.runtime -p drl.export -p drl.benchmarks
 
-pytest: $(INSTALLED) $(ORACLE)/.installed
+pytest: $(INSTALLED) $(ORACLE)/.installed native
 	DRL_TRANSFORMERS_4=$(ORACLE)/bin/python $(BIN)/pytest
 
 $(ORACLE)/.installed:
@@ -84,6 +87,23 @@ $(BENCH)/%/bundle.json: $(BENCH)/%-checkpoint/.written $(EXPORTER)
 bench-peers: $(INSTALLED)
 	-$(BIN)/python -m drl.benchmarks.peers.install $(PEERS) $(TORCH)
 
+# The kernels in C++, into plugins/native. Without a compiler this leaves them out.
+native: build/.native
+
+build/.native: $(INSTALLED) setup.py $(NATIVE)
+	$(BIN)/pip install --quiet --no-deps --editable .
+	@mkdir -p $(@D)
+	@touch $@
+
+# Their C interface, under the sanitizers for memory, for undefined behaviour and for threads.
+sanitize: $(SANITIZED)
+	@for check in $^; do echo $$check; $$check || exit 1; done
+
+build/kernel_checks_%: tests/plugins/native/kernel_checks.cpp $(NATIVE)
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -Werror -ffp-contract=off -fno-omit-frame-pointer \
+		-fsanitize=$* -fno-sanitize-recover=all -o $@ $< $(wildcard plugins/native/src/*.cpp) -pthread
+
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
@@ -94,4 +114,4 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf build dist .venv *.egg-info
+	rm -rf build dist .venv *.egg-info plugins/native/libdrl_native.*

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from drl.plugins.native.library import LIBRARY
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("benchmarks", "export", "plugins", "runtime")
+NATIVE_LIBRARY = f"drl/plugins/native/{LIBRARY.name}"
 
 GENERATE = """
 import importlib.util, sys
@@ -33,20 +36,28 @@ def _run(*command: str | Path, check: bool = True) -> subprocess.CompletedProces
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy so that nothing left in the tree gets into it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    source.mkdir()
-    skipped = shutil.ignore_patterns("__pycache__")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what a wheel is made of, so that nothing left in the tree gets into it."""
+    source = tmp_path_factory.mktemp("source")
+    skipped = shutil.ignore_patterns("__pycache__", "libdrl_native.*")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=skipped)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copyfile(ROOT / name, source / name)
+    return source
+
+
+def build_wheel(source: Path, folder: Path) -> Path:
+    shutil.rmtree(source / "build", ignore_errors=True)
     pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps")
     _run(*pip, "--wheel-dir", folder, source)
     (built,) = folder.glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(source, tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_holds_every_module(wheel: Path) -> None:
@@ -57,6 +68,25 @@ def test_the_wheel_holds_every_module(wheel: Path) -> None:
     }
     assert modules <= packed
     assert {f"drl/{name}/py.typed" for name in PACKAGES} <= packed
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="not tested: no C++ compiler here")
+def test_the_wheel_brings_the_native_kernels_for_every_python_of_its_platform(wheel: Path) -> None:
+    assert "-py3-none-" in wheel.name
+    assert not wheel.name.endswith("-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [name for name in names if "libdrl_native" in name] == [NATIVE_LIBRARY]
+    assert not [name for name in names if name.endswith((".cpp", ".h"))]
+
+
+def test_without_a_compiler_the_wheel_is_built_without_kernels(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    built = build_wheel(source, tmp_path)
+    assert built.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(built).namelist() if "libdrl" in name]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from drl.plugins.native import NativeLibraryError, find_library
 from drl.runtime.arrays import Array, Float32, Int32, Int64
 from drl.runtime.backends.protocol import CrossAttention, Encoding, StepInputs, StepOutputs
 from drl.runtime.bundle import Bundle
@@ -64,6 +65,7 @@ class OrtBackend:
             check_count("threads", threads, _MOST_THREADS)
         self._ort = import_onnxruntime()
         self._threads = threads or default_threads()
+        self._operators = _native_operators()
         self._manifest = bundle.manifest
         self._encoder, self._bridge, self._decoder = (
             self._open(bundle.graph_file(name), bundle.manifest.graphs[name])
@@ -146,6 +148,8 @@ class OrtBackend:
         # with every other process for the cores while it is not.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
+            if self._operators is not None:
+                options.register_custom_ops_library(str(self._operators))
             session = self._ort.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
@@ -248,6 +252,15 @@ class OrtBackend:
         }
         logits = self._logits[:size].reshape(shape)
         return StepOutputs(logits, np.empty((rows, new), np.float32), experts)
+
+
+def _native_operators() -> Path | None:
+    """The library of native operators, or None where this installation has none."""
+    try:
+        library = find_library()
+    except NativeLibraryError as error:
+        raise BackendError(str(error)) from error
+    return library.path if library.has_operators else None
 
 
 def _names(tensors: Any) -> list[str]:
