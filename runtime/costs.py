@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from drl.runtime.errors import BundleError, RequestError, shorten
+from drl.runtime.manifest import PathInfo
 from drl.runtime.request import Request
 
 COSTS_NAME = "costs.json"
@@ -101,15 +102,16 @@ class CostModel:
 
 
 def within_budget(
-    costs: CostModel, names: Sequence[str], request: Request, budget_ms: Any
+    costs: CostModel, paths: Sequence[PathInfo], request: Request, budget_ms: Any
 ) -> Request:
-    """The request on the dearest path whose predicted time is within a budget.
+    """The request with its budget lowered to the dearest path whose predicted time fits.
 
-    It is taken to generate as many tokens as it may.
+    The path router still chooses among those that fit. The request is taken to generate as many
+    tokens as it may.
 
     Args:
         costs: The bundle's calibration.
-        names: The bundle's paths, cheapest first.
+        paths: The bundle's, cheapest first.
         request: A request that leaves its path open.
         budget_ms: Milliseconds.
 
@@ -123,7 +125,8 @@ def within_budget(
     if request.path is not None:
         raise RequestError("path and budget_ms contradict each other; give one of them")
     source, new = len(request.tokens), request.max_new_tokens
-    return dataclasses.replace(request, path=costs.choose(names, source, new, budget_ms))
+    dearest = paths[costs.choose([path.name for path in paths], source, new, budget_ms)]
+    return dataclasses.replace(request, budget=min(request.budget, dearest.cost))
 
 
 def _path_cost(values: Mapping[str, Any]) -> PathCost:

@@ -153,8 +153,7 @@ class Engine:
         )
         if budget_ms is None:
             return request
-        names = [path.name for path in self._bundle.manifest.paths]
-        return within_budget(self._costs, names, request, budget_ms)
+        return within_budget(self._costs, self._bundle.manifest.paths, request, budget_ms)
 
     def generate(
         self,
@@ -181,9 +180,9 @@ class Engine:
             path: "auto" lets the model's path router choose; a name or an index forces a path.
             budget: Largest cost, in [0, 1], of the paths that "auto" chooses from; 1 is the cost
                 of the dearest path.
-            budget_ms: Milliseconds that each prompt may take by itself. The dearest path whose
-                predicted time fits is taken, the cheapest if none does; `drl-bench --calibrate`
-                must have measured the bundle on this machine.
+            budget_ms: Milliseconds that each prompt may take by itself: "auto" chooses from the
+                paths whose predicted time fits, or takes the cheapest if none does. `drl-bench
+                --calibrate` must have measured the bundle on this machine.
             return_experts: Whether results tell which experts each token used.
             prefixes: What each output begins with, a text or token ids, or None for nothing.
             processors: Change the scores of tokens, after those that options ask for.

@@ -74,13 +74,22 @@ def test_a_path_without_costs_is_named(tmp_path: Path) -> None:
 
 
 def test_a_budget_in_milliseconds_chooses_the_path(tmp_path: Path) -> None:
-    engine = toy_engine(write(tmp_path))
+    engine = toy_engine(write(tmp_path), head=None)  # without a router the dearest path is taken
     prompts = [[5] * 10, [5] * 40]  # at 5 new tokens: 8, 14, 20 and 11, 20, 29 milliseconds
     for budget, paths in ((1, ["fast", "fast"]), (15, ["mid", "fast"]), (25.5, ["full", "mid"])):
         results = engine.generate(prompts, max_new_tokens=5, budget_ms=budget)
         assert [result.path for result in results] == paths
     (piece, *_) = engine.stream(prompts[0], max_new_tokens=1, budget_ms=7.0)
     assert piece.result is None or piece.result.path == "mid"
+
+
+def test_the_path_router_chooses_among_the_paths_that_fit(tmp_path: Path) -> None:
+    engine = toy_engine(write(tmp_path))
+    prompts = [[token] * 10 for token in range(5, 45)]
+    names = {result.path for result in engine.generate(prompts, max_new_tokens=5, budget_ms=15)}
+    assert names == {"fast", "mid"}
+    (lower,) = engine.generate(prompts[:1], max_new_tokens=5, budget_ms=15, budget=0.3)
+    assert lower.path == "fast"
 
 
 @pytest.mark.parametrize("budget", [0, -1.0, float("nan"), "10", True])
