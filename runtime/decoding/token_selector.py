@@ -34,7 +34,7 @@ class TokenSelector:
         self._generators = [item for item in generators if item is not None]
         sampling = [row for row, item in enumerate(generators) if item is not None]
         self._sampling = np.array(sampling, np.int64)
-        self._sampler = Sampler([configs[row] for row in sampling])
+        self._sampler = Sampler([configs[row] for row in sampling]) if sampling else None
         self._processors = ProcessorGroups([slot.group.request for slot in slots])
         self._reports = any(config.logprobs for config in configs)
 
@@ -59,18 +59,18 @@ class TokenSelector:
             for row in np.nonzero(~(best > -np.inf))[0].tolist():
                 request = self._slots[row].group.request
                 failures.setdefault(row, unchoosable(request, float(best[row])))
-        if len(self._sampling):
-            self._sample(scores, tokens, failures)
+        if self._sampler is not None:
+            self._sample(self._sampler, scores, tokens, failures)
         return Choice(tokens, ended=self._accept(tokens, outputs, failures))
 
-    def _sample(self, scores: Float32, tokens: Int64, failures: Failures) -> None:
+    def _sample(self, sampler: Sampler, scores: Float32, tokens: Int64, failures: Failures) -> None:
         """Replace the tokens of rows that sample by draws."""
         rows = self._sampling
         draws = np.array([generator.random() for generator in self._generators])
         chosen = scores if len(rows) == len(scores) else scores[rows]
         if failures:  # what they hold is no distribution
             chosen = np.where(np.isin(rows, list(failures))[:, None], np.float32(0), chosen)
-        tokens[rows] = self._sampler.sample(chosen, draws, self._scratch.like(chosen))
+        tokens[rows] = sampler.sample(chosen, draws, self._scratch.like(chosen))
 
     def _accept(
         self,
