@@ -35,6 +35,7 @@ def main(
     experts: bool,
     path: str,
     budget: float,
+    budget_ms: float | None,
     threads: int | None,
     batch_size: int,
     no_hash_check: bool,
@@ -60,7 +61,9 @@ def main(
     with Engine.from_bundle(
         bundle, threads=threads, max_batch_size=batch_size, verify_hashes=not no_hash_check
     ) as engine:
-        defaults = Defaults(given.options(engine), path, budget, experts, prefix_of(prefix))
+        defaults = Defaults(
+            given.options(engine), path, budget, experts, prefix_of(prefix), budget_ms
+        )
         if source:
             _run_file(engine, defaults, source, target)
             return

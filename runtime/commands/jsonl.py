@@ -1,8 +1,9 @@
 """Files of requests, one JSON object a line, to files of results, line for line.
 
-A line is `{"prompt": "text"}` or `{"prompt": [ids]}`; it may set `path`, `budget`, `prefix` (a text
-or ids) and any field of `GenerationConfig` for itself, and an `id` that is passed on. A line that
-is wrong becomes `{"line": n, "error": "…"}` in the output and does not stop the others.
+A line is `{"prompt": "text"}` or `{"prompt": [ids]}`; it may set `path`, `budget`, `budget_ms`,
+`prefix` (a text or ids) and any field of `GenerationConfig` for itself, and an `id` that is passed
+on. A line that is wrong, or fails on the way, becomes `{"line": n, "error": "…"}` in the output and
+does not stop the others.
 """
 
 import json
@@ -32,6 +33,7 @@ class Defaults:
     budget: float
     return_experts: bool
     prefix: str | list[int] | None = None
+    budget_ms: float | None = None
 
 
 @dataclass
@@ -55,7 +57,13 @@ class Job:
         """Serve the lines; yield a record per line that is not blank, in the order of the lines."""
         numbers: deque[int] = deque()  # of the lines that were read and not yielded
         ready: dict[int, dict[str, Any]] = {}
-        for index, result in self.engine.run(self._requests(lines, numbers, ready)):
+
+        def fail(index: int, failure: DrlError) -> None:
+            number, _ = self._documents.pop(index)
+            ready[number] = self._failed(number, failure)
+
+        requests = self._requests(lines, numbers, ready)
+        for index, result in self.engine.run(requests, on_error=fail):
             number, document = self._documents.pop(index)
             record = result_record(document["prompt"], result)
             ready[number] = {"id": document["id"], **record} if "id" in document else record
@@ -77,13 +85,17 @@ class Job:
                 document = _parse(line)
                 request = self._request(document)
             except RequestError as error:
-                self.failed += 1
-                self.report(number, str(error))
-                ready[number] = {"line": number, "error": str(error)}
+                ready[number] = self._failed(number, error)
                 continue
             self._documents[served] = number, document
             served += 1
             yield request
+
+    def _failed(self, number: int, error: DrlError) -> dict[str, Any]:
+        """Report a line that gives no result; return its record."""
+        self.failed += 1
+        self.report(number, str(error))
+        return {"line": number, "error": str(error)}
 
     def _request(self, document: dict[str, Any]) -> Request:
         options = {key: value for key, value in document.items() if key not in _OWN_FIELDS}
@@ -93,12 +105,13 @@ class Job:
             config,
             path=document.get("path", self.defaults.path),
             budget=document.get("budget", self.defaults.budget),
+            budget_ms=document.get("budget_ms", self.defaults.budget_ms),
             return_experts=self.defaults.return_experts,
             prefix=document.get("prefix", self.defaults.prefix),
         )
 
 
-_OWN_FIELDS = ("id", "prompt", "path", "budget", "prefix")
+_OWN_FIELDS = ("id", "prompt", "path", "budget", "budget_ms", "prefix")
 STANDARD_INPUT = Path("-")
 
 

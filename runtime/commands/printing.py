@@ -99,6 +99,7 @@ class Printer:
                 self._config,
                 path=given.path,
                 budget=given.budget,
+                budget_ms=given.budget_ms,
                 return_experts=given.return_experts,
                 prefix=given.prefix,
             )

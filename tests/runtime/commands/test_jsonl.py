@@ -200,6 +200,29 @@ def test_a_source_may_be_a_pipe_or_standard_input(
     assert piped.endswith(b"1 of 3 lines failed\n")
 
 
+def test_a_line_that_fails_on_the_way_does_not_stop_the_others(
+    run: Run, text_bundle: Path, tmp_path: Path
+) -> None:
+    with Engine.from_bundle(text_bundle, threads=1) as engine:
+        everything = list(range(engine.bundle.manifest.limits.vocab_size))
+    lines: list[object] = [
+        {"prompt": "hello", "max_new_tokens": 2},
+        {"prompt": "hello", "suppress_tokens": everything},
+        {"prompt": "hello", "max_new_tokens": 3},
+        {"prompt": "hello", "suppress_tokens": everything, "num_beams": 2},
+    ]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    result = run("--input", str(source))
+    assert result.exit_code == 1
+    first, barred, third, beams = map(json.loads, result.stdout.splitlines())
+    assert len(first["tokens"]) <= 2
+    assert len(third["tokens"]) <= 3
+    for number, record in ((2, barred), (4, beams)):
+        assert record["line"] == number
+        assert "no token is left to choose" in record["error"]
+    assert result.stderr.endswith("2 of 4 lines failed\n")
+
+
 def test_what_is_written_is_forgotten(text_bundle: Path) -> None:
     lines = [json.dumps({"prompt": "hello", "max_new_tokens": 1}).encode()] * 50
     reported: list[int] = []
