@@ -24,10 +24,9 @@ BENCH := build/bench
 BENCH_OPTIONS ?= --batch 1,8,32 --beams 1,4 --repeats 5
 
 NATIVE := $(wildcard plugins/native/src/*.* plugins/native/src/*/*.*)
-SANITIZED := build/kernel_checks_address,undefined build/kernel_checks_thread
 
 .PRECIOUS: $(BENCH)/%-checkpoint/.written
-.PHONY: demo test lint types pytest native sanitize install clean bench bench-peers
+.PHONY: demo test lint types pytest native install clean bench bench-peers
 
 demo: $(DEMO)/bundle.json
 	@echo
@@ -37,7 +36,7 @@ $(DEMO)/bundle.json: $(INSTALLED) $(CHECKPOINT) $(EXPORTER)
 	$(BIN)/drl-export examples/numbers $(DEMO) --force
 	@touch $@
 
-test: lint types sanitize pytest
+test: lint types pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -49,7 +48,7 @@ types: $(INSTALLED)
 	$(BIN)/pip install --quiet --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p drl.plugins -p drl.runtime -p drl.export -p drl.benchmarks
 
-pytest: $(INSTALLED) $(ORACLE)/.installed native
+pytest: $(INSTALLED) $(ORACLE)/.installed
 	DRL_TRANSFORMERS_4=$(ORACLE)/bin/python $(BIN)/pytest
 
 $(ORACLE)/.installed:
@@ -94,15 +93,6 @@ build/.native: $(INSTALLED) setup.py $(NATIVE)
 	$(BIN)/pip install --quiet --no-deps --editable .
 	@mkdir -p $(@D)
 	@touch $@
-
-# Their C interface, under the sanitizers for memory, for undefined behaviour and for threads.
-sanitize: $(SANITIZED)
-	@for check in $^; do echo $$check; $$check || exit 1; done
-
-build/kernel_checks_%: tests/plugins/native/kernel_checks.cpp $(NATIVE)
-	@mkdir -p $(@D)
-	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -Werror -ffp-contract=off -fno-omit-frame-pointer \
-		-fsanitize=$* -fno-sanitize-recover=all -o $@ $< $(wildcard plugins/native/src/*.cpp) -pthread
 
 install: $(INSTALLED)
 
