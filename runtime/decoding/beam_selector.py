@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drl.runtime.arrays import Float32, Int32, Int64
+from drl.runtime.arrays import Float32, Float64, Int32, Int64
 from drl.runtime.backends.protocol import StepOutputs
 from drl.runtime.decoding.beam_search import Beams, BeamSearch, Candidate, Node
 from drl.runtime.decoding.history import TokenHistory
@@ -43,6 +43,8 @@ class _Phase:
     Attributes:
         rows: Rows of the batch that take part, None for all.
         needed: Most candidates that a row can contribute.
+        diverse: Whether earlier phases count in it.
+        plain: Whether nothing but processors can change its log-probabilities.
     """
 
     members: list[_Member]
@@ -50,6 +52,8 @@ class _Phase:
     processors: ProcessorGroups
     needed: int
     renormalised: Int64
+    diverse: bool
+    plain: bool
 
 
 class BeamSelector:
@@ -117,12 +121,16 @@ class BeamSelector:
             for place, row in enumerate(rows)
             if requests[row].config.renormalize_logits and not requests[row].config.samples
         ]
+        diverse = any(len(_beams(self._slots[m.slot]).searches) > 1 for m in members)
+        samples = any(member.sampler for member in members)
         return _Phase(
             members=members,
             rows=None if len(rows) == len(requests) else np.array(rows, np.int64),
             processors=ProcessorGroups(requests, rows),
             needed=max(member.search.candidates_needed for member in members),
             renormalised=np.array(renormalised, np.int64),
+            diverse=diverse,
+            plain=not (diverse or samples or renormalised),
         )
 
     def _score(
@@ -136,12 +144,10 @@ class BeamSelector:
         logits, normalisers = step.logits, step.normalisers
         if phase.rows is not None:
             logits, normalisers = logits[phase.rows], normalisers[phase.rows]
-        samples = any(member.sampler for member in phase.members)
-        diverse = any(len(_beams(self._slots[m.slot]).searches) > 1 for m in phase.members)
-        if not (phase.processors or samples or diverse or len(phase.renormalised)):
+        if phase.plain and not phase.processors:
             return logits, -normalisers, {}
         scores = np.subtract(logits, normalisers[:, None], out=self._scores.like(logits))
-        if diverse:
+        if phase.diverse:
             self._diversify(phase, scores, taken)
         failures = phase.processors.apply(scores, history)
         if len(phase.renormalised):
@@ -254,15 +260,7 @@ def _sampler(request: Request, search: BeamSearch) -> Sampler | None:
 
 def _best(totals: Float32, tokens: Int64, search: BeamSearch) -> list[Candidate]:
     """The best of `[W, n]` scores of all rows together, ties by row and token."""
-    flat = totals.ravel()
-    order = np.argsort(-flat, kind="stable")[: search.candidates_needed]
-    chosen = zip(
-        flat[order].tolist(),
-        (order // totals.shape[1]).tolist(),
-        tokens.ravel()[order].tolist(),
-        strict=True,
-    )
-    return [Candidate(*item) for item in chosen]
+    return _first(totals, totals, tokens, search.candidates_needed)
 
 
 def _drawn(member: _Member, sampler: Sampler, scores: Float32, running: Float32) -> list[Candidate]:
@@ -282,7 +280,14 @@ def _drawn(member: _Member, sampler: Sampler, scores: Float32, running: Float32)
     assert member.generator is not None
     with np.errstate(divide="ignore"):
         keys = totals - np.log(-np.log(member.generator.random(totals.shape)))
-    order = np.argsort(-keys.ravel(), kind="stable")[: member.search.candidates_needed]
+    return _first(keys, totals, tokens, member.search.candidates_needed)
+
+
+def _first(
+    keys: Float32 | Float64, totals: Float32 | Float64, tokens: Int64, count: int
+) -> list[Candidate]:
+    """The `count` candidates with the largest of `[W, n]` keys, in their order."""
+    order = np.argsort(-keys.ravel(), kind="stable")[:count]
     chosen = zip(
         totals.ravel()[order].tolist(),
         (order // totals.shape[1]).tolist(),

@@ -12,10 +12,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from drl.runtime.arrays import Int64
+from drl.runtime.arrays import Float64, Int64
 from drl.runtime.generation import GenerationConfig
 
-Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
 EVERYTHING = np.iinfo(np.int64).max

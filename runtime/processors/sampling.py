@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from drl.runtime.arrays import Float32, Int64
+from drl.runtime.arrays import Float32, Float64, Int64
 from drl.runtime.generation import GenerationConfig
-from drl.runtime.processors.filters import EVERYTHING, Filters, Float64, Look, Totals
+from drl.runtime.processors.filters import EVERYTHING, Filters, Look, Totals
 from drl.runtime.processors.top import LOWEST, largest
 
 # How many tokens to look at. Nearly every filtered distribution lies within the first few; a row
