@@ -21,6 +21,7 @@ EXPORTER := $(wildcard export/*.py export/*/*.py plugins/ops/*.py)
 # Engines to compare with, an environment each, and what `make bench` makes on the way.
 PEERS := build/peers
 BENCH := build/bench
+BENCH_BUNDLES := t5-small t5-small-int8 t5-small-int4 switch-small switch-small-int8 drl-small drl-base
 BENCH_OPTIONS ?= --batch 1,8,32 --beams 1,4 --repeats 5
 
 NATIVE := $(wildcard plugins/native/src/*.* plugins/native/src/*/*.*)
@@ -58,16 +59,16 @@ $(ORACLE)/.installed:
 	@touch $@
 
 # Measures four models, two of them beside other engines. Takes most of an hour; let nothing else run.
-bench: bench-peers
+bench: bench-peers $(BENCH_BUNDLES:%=$(BENCH)/%/bundle.json)
 	$(BIN)/pip install --quiet --editable ".[bench]"
-	@mkdir -p $(BENCH) benchmarks/results
-	for name in t5-small switch-small drl-small drl-base; do \
-		$(MAKE) --no-print-directory $(BENCH)/$$name/bundle.json || exit 1; \
-	done
-	for name in t5-small switch-small; do \
-		$(BIN)/drl-bench $(BENCH)/$$name $(BENCH_OPTIONS) --json $(BENCH)/$$name.json \
-			--checkpoint $(BENCH)/$$name-checkpoint --peers $(PEERS) || exit 1; \
-	done
+	@mkdir -p benchmarks/results
+	$(BIN)/drl-bench $(BENCH)/t5-small-int8 $(BENCH_OPTIONS) --first-token 64,512 \
+		--json $(BENCH)/t5-small-int8.json --checkpoint $(BENCH)/t5-small-checkpoint \
+		--peers $(PEERS) --beside $(BENCH)/t5-small-int4 --beside $(BENCH)/t5-small \
+		--beside $(BENCH)/switch-small-int8
+	$(BIN)/drl-bench $(BENCH)/switch-small $(BENCH_OPTIONS) --json $(BENCH)/switch-small.json \
+		--checkpoint $(BENCH)/switch-small-checkpoint --peers $(PEERS) \
+		--beside $(BENCH)/switch-small-int8
 	for name in drl-small drl-base; do \
 		$(BIN)/drl-bench $(BENCH)/$$name $(BENCH_OPTIONS) --json $(BENCH)/$$name.json || exit 1; \
 	done
@@ -80,6 +81,14 @@ $(BENCH)/%-checkpoint/.written: $(INSTALLED) benchmarks/models.py
 
 $(BENCH)/%/bundle.json: $(BENCH)/%-checkpoint/.written $(EXPORTER)
 	$(BIN)/drl-export $(BENCH)/$*-checkpoint $(BENCH)/$* --force
+	@touch $@
+
+$(BENCH)/%-int8/bundle.json: $(BENCH)/%-checkpoint/.written $(EXPORTER)
+	$(BIN)/drl-export $(BENCH)/$*-checkpoint $(BENCH)/$*-int8 --precision int8 --force
+	@touch $@
+
+$(BENCH)/%-int4/bundle.json: $(BENCH)/%-checkpoint/.written $(EXPORTER)
+	$(BIN)/drl-export $(BENCH)/$*-checkpoint $(BENCH)/$*-int4 --precision int4 --force
 	@touch $@
 
 # An engine that cannot be installed is reported, and the comparison leaves it out.

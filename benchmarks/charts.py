@@ -8,6 +8,7 @@ from drl.benchmarks.cells import Cell
 from drl.benchmarks.findings import CellResult, Comparison, Run
 from drl.benchmarks.markdown import number
 
+_FIRST, _OURS, _OTHERS = 0, 1, 3  # colours of engines
 _Place = tuple[int, int, int]  # batch, source, new tokens
 
 
@@ -139,6 +140,8 @@ def _path_groups(cells: Sequence[CellResult], bar: _MakeBar) -> tuple[Group, ...
 
 def _peers(comparison: Comparison) -> list[Panel]:
     ours = comparison.peers[0].name
+    colors = {peer.name: _OURS if peer.is_ours else _OTHERS for peer in comparison.peers}
+    colors[ours] = _FIRST
     made = []
     searches = list(dict.fromkeys(each.cell.search for each in comparison.cells))
     for search in searches:
@@ -152,7 +155,7 @@ def _peers(comparison: Comparison) -> list[Panel]:
                 note = f"{number(each.token_ms)} ms"
                 if each.peer != ours:
                     note += f", {each.ratio:.2f}x"
-                bars.append(Bar(each.peer, each.token_ms, note, 0 if each.peer == ours else 3))
+                bars.append(Bar(each.peer, each.token_ms, note, colors[each.peer]))
             groups.append(Group(label, tuple(bars)))
         axis = "milliseconds per token with encoding, less is better"
         legend = f"Behind the time, its ratio to {ours}."

@@ -45,6 +45,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--new", type=_COUNTS, help="Tokens to generate; by default at most 64.")
 @click.option("--path", "paths", default="all", help="Names or indices, with commas between them.")
 @click.option("--beams", type=_COUNTS, default="1", help="Hypotheses per source.")
+@click.option(
+    "--first-token", type=_COUNTS, help="Sources, by tokens, to measure one new token of as well."
+)
 @click.option("--repeats", type=click.IntRange(1), default=5, help="Timed rounds over all cells.")
 @click.option("--warm-up", type=click.IntRange(0), default=1, help="Rounds before them.")
 @click.option("--threads", type=click.IntRange(1), help="Of the backend; by default one per core.")
@@ -72,6 +75,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     default=Path("build/peers"),
     help="The engines' environments, as `make bench-peers` builds them.",
 )
+@click.option(
+    "--beside",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="BUNDLE",
+    help="Another bundle of the same vocabulary to take turns with; needs --checkpoint.",
+)
 @click.option("--without", multiple=True, help="Leave out engines with this in their name.")
 @click.option("--calibrate", "calibrating", is_flag=True, help="Write the paths' costs to BUNDLE.")
 @clean_errors
@@ -83,6 +93,8 @@ def main(folder: Path, **options: Any) -> None:
     """
     outputs = [options[name] for name in ("json_file", "text_file", "html_file")]
     check_outputs(outputs, options["png_file"])
+    if options["beside"] and options["checkpoint"] is None:
+        raise BenchmarkError("--beside takes part in the comparison; give --checkpoint as well")
     bundle = Bundle.load(folder)
     if options["calibrating"]:
         if any(outputs) or options["png_file"] or options["checkpoint"]:
@@ -100,6 +112,8 @@ def main(folder: Path, **options: Any) -> None:
         paths,
         options["beams"],
     )
+    if options["first_token"]:
+        cells += sweep(bundle.manifest, (1,), options["first_token"], (1,), paths, (1,))
     settings = Settings(
         options["repeats"], options["warm_up"], options["tokens"] == "random", options["seed"]
     )
@@ -112,7 +126,8 @@ def main(folder: Path, **options: Any) -> None:
         progress=_progress,
     )
     if options["checkpoint"] is not None:
-        places = options["checkpoint"], folder, options["peers_folder"]
+        ours = (folder, *options["beside"])
+        places = options["checkpoint"], ours, options["peers_folder"]
         peers = [
             peer for peer in PEERS if not any(part in peer.name for part in options["without"])
         ]

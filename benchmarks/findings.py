@@ -127,13 +127,14 @@ class FreshProcess:
 
 @dataclass(frozen=True)
 class PeerInfo:
-    """An engine that took part in the comparison; the first one is ours."""
+    """An engine that took part in the comparison; the first one is ours, others may be too."""
 
     name: str
     version: str
     precision: str
     load_ms: float
     peak_bytes: int
+    is_ours: bool
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ class PeerCell:
         peer: The peer's name.
         cell: What it generated; the path is the one that ours took.
         token_ms: Median time of the whole call, encoder included, over the new tokens.
-        ratio: How many times its time is ours: median of the rounds' ratios.
+        rounds_ms: Time of the whole call in every round, in the rounds' order.
+        ratio: How many times its time is that of the first engine: median of the rounds' ratios.
         ratio_p10, ratio_p90: Spread of the rounds' ratios.
         agreement: Share of the results that are ours token for token; None unless fp32 and greedy.
         common: Mean share of a result's tokens before the first that differs from ours.
@@ -153,6 +155,7 @@ class PeerCell:
     peer: str
     cell: Cell
     token_ms: float
+    rounds_ms: tuple[float, ...]
     ratio: float
     ratio_p10: float
     ratio_p90: float
@@ -256,7 +259,12 @@ def _cell_result(values: Mapping[str, Any]) -> CellResult:
 def _comparison(values: Mapping[str, Any]) -> Comparison:
     return Comparison(
         peers=tuple(PeerInfo(**peer) for peer in values["peers"]),
-        cells=tuple(PeerCell(**{**item, "cell": Cell(**item["cell"])}) for item in values["cells"]),
+        cells=tuple(_peer_cell(item) for item in values["cells"]),
         skipped=tuple(values["skipped"]),
         rounds=values["rounds"],
     )
+
+
+def _peer_cell(values: Mapping[str, Any]) -> PeerCell:
+    given = {"cell": Cell(**values["cell"]), "rounds_ms": tuple(values["rounds_ms"])}
+    return PeerCell(**{**values, **given})

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from drl.benchmarks.findings import CellResult, Comparison, FreshProcess, PeerCell, Run
+from drl.benchmarks.targets import target_rows
 from drl.runtime.commands.common import file_size
 
 Row = Sequence[str]
+
+GOALS_TITLE = "Goals: source 64, 64 new tokens"
 
 NOTES = (
     "Every source is random tokens, and every row of every decoder step reads a random token, so "
@@ -25,16 +28,18 @@ NOTES = (
 PEERS_NOTE = (
     "Each engine runs in a process of its own and all take turns on the same sources, greedy or "
     "with beams as they choose tokens themselves. *ms per token*: the whole call, encoder "
-    "included, over the new tokens of a source. In brackets its ratio to ours: the median of the "
-    "rounds' ratios, and their 10th to 90th percentile. *same tokens*: share of the greedy results "
-    "that equal ours token for token; in brackets the mean share of tokens before the first "
-    "difference."
+    "included, over the new tokens of a source. In brackets its ratio to the first: the median of "
+    "the rounds' ratios, and their 10th to 90th percentile. *same tokens*: share of the greedy "
+    "results that equal the first's token for token; in brackets the mean share of tokens before "
+    "the first difference."
 )
 
 
-def markdown(runs: Sequence[Run]) -> str:
-    """A document of all runs."""
+def markdown(runs: Sequence[Run], with_goals: bool = False) -> str:
+    """A document of all runs; with this project's goals where they are of the bundles for that."""
     parts = [_run(run) for run in runs]
+    if with_goals:
+        parts.insert(0, f"## {GOALS_TITLE}\n\n" + markdown_table(target_rows(runs), right=(2, 3)))
     varied = all(run.settings.get("varied", True) for run in runs)
     notes = NOTES if varied else NOTES[1:]
     parts.append("## How to read this\n\n" + "\n\n".join(notes))
@@ -116,13 +121,13 @@ def peer_rows(comparison: Comparison) -> list[Row]:
         places = [f"{place}, {cell.source} to {cell.new}" for place, cell in pairs]
     head = ["", "precision", *(f"{place}, ms per token" for place in places)]
     rows: list[Row] = [[*head, "same tokens", "load ms", "peak memory"]]
-    ours = comparison.peers[0].name
+    first = comparison.peers[0].name
     for peer in comparison.peers:
         found = {each.cell: each for each in comparison.cells if each.peer == peer.name}
         row = [f"{peer.name} {peer.version}", peer.precision]
         for cell in cells:
             each = found.get(cell)
-            row.append("" if each is None else f"{number(each.token_ms)}{_ratio(each, ours)}")
+            row.append("" if each is None else f"{number(each.token_ms)}{_ratio(each, first)}")
         shares = [(e.agreement, e.common) for e in found.values() if e.agreement is not None]
         equal = [share for share, _ in shares]
         common = [share for _, share in shares if share is not None]
@@ -157,9 +162,9 @@ def _run(run: Run) -> str:
     return "\n\n".join(parts)
 
 
-def _ratio(each: PeerCell, ours: str) -> str:
-    """The ratio to ours in brackets; nothing for our own."""
-    if each.peer == ours:
+def _ratio(each: PeerCell, first: str) -> str:
+    """The ratio to the first engine in brackets; nothing for that one."""
+    if each.peer == first:
         return ""
     low, high = each.ratio_p10, each.ratio_p90
     return f" ({each.ratio:.2f}x, {low:.2f}-{high:.2f})"

@@ -9,6 +9,7 @@ from drl.benchmarks.cells import Cell
 from drl.benchmarks.charts import Panel, panels
 from drl.benchmarks.findings import Run
 from drl.benchmarks.markdown import (
+    GOALS_TITLE,
     NOTES,
     PEERS_NOTE,
     Row,
@@ -19,14 +20,16 @@ from drl.benchmarks.markdown import (
     number,
     peer_rows,
 )
+from drl.benchmarks.targets import target_rows
 from drl.runtime.commands.common import file_size
 
 
-def page(runs: Sequence[Run]) -> str:
-    """The page of all runs. It loads nothing from anywhere."""
+def page(runs: Sequence[Run], with_goals: bool = False) -> str:
+    """The page of all runs, which loads nothing from anywhere; see `markdown` for the goals."""
     style = resources.files("drl.benchmarks").joinpath("page.css").read_text(encoding="utf-8")
     title = "DRL benchmark"
-    body = "".join(_run(run) for run in runs)
+    body = _goals(runs) if with_goals else ""
+    body += "".join(_run(run) for run in runs)
     notes = "".join(f"<p>{_emphasis(note)}</p>" for note in _notes(runs))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -37,6 +40,10 @@ def page(runs: Sequence[Run]) -> str:
         f"{_contents(runs)}{body}<section><h2>How to read this</h2>{notes}</section>"
         f"</main></body></html>\n"
     )
+
+
+def _goals(runs: Sequence[Run]) -> str:
+    return f"<section>{_table(GOALS_TITLE, target_rows(runs), right=2)}</section>"
 
 
 def _contents(runs: Sequence[Run]) -> str:

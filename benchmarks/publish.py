@@ -1,6 +1,7 @@
 """Puts results together: `python -m drl.benchmarks.publish A.json B.json TARGET`.
 
-Writes TARGET.json, TARGET.md, TARGET.html and TARGET.png of all runs.
+Writes TARGET.json, TARGET.md, TARGET.html and TARGET.png of all runs, and what they say about the
+goals of `targets`.
 """
 
 from pathlib import Path
@@ -24,7 +25,9 @@ def main(results: tuple[Path, ...], target: Path) -> None:
     files = {kind: target.with_name(f"{target.name}.{kind}") for kind in ("json", "md", "html")}
     png = target.with_name(f"{target.name}.png")
     check_outputs(list(files.values()), png)
-    write_outputs(runs, json=files["json"], text=files["md"], html=files["html"], png=png)
+    write_outputs(
+        runs, json=files["json"], text=files["md"], html=files["html"], png=png, with_goals=True
+    )
     for file in (*files.values(), png):
         click.echo(file)
 

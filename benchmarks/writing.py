@@ -30,13 +30,14 @@ def write_outputs(
     text: Path | None = None,
     html: Path | None = None,
     png: Path | None = None,
+    with_goals: bool = False,
 ) -> None:
     """Write runs as JSON, Markdown, HTML and PNG, each where it has a path."""
     if json is not None:
         write_json(runs, json)
     if text is not None:
-        text.write_text(markdown(runs), encoding="utf-8")
+        text.write_text(markdown(runs, with_goals), encoding="utf-8")
     if html is not None:
-        html.write_text(page(runs), encoding="utf-8")
+        html.write_text(page(runs, with_goals), encoding="utf-8")
     if png is not None:
         plot(runs, png)

@@ -21,7 +21,6 @@ from drl.benchmarks.peers.process import PeerProcess
 from drl.benchmarks.peers.registry import PEERS, PeerSpec
 from drl.runtime.bundle import Bundle
 
-OURS = "drl"
 # Seconds between turns. Engines are left as they come, and the threads of some spin for 0.2 seconds
 # after their work, on the cores of the engine whose turn is next.
 _PAUSE = 0.3
@@ -43,7 +42,7 @@ class _Entrant:
 
 def compare(
     checkpoint: Path,
-    bundle: Path,
+    bundles: Sequence[Path],
     environments: Path,
     cells: Sequence[Cell],
     settings: Settings,
@@ -56,8 +55,9 @@ def compare(
     """Run every engine that is installed side by side with ours.
 
     Args:
-        checkpoint: The Hugging Face folder.
-        bundle: What `drl-export` made of it.
+        checkpoint: The Hugging Face folder that the peers load.
+        bundles: Ours: first the one that all are held against, then others of the same vocabulary.
+            They go by the names of their folders: `drl t5-small`.
         environments: Folder of the engines' environments.
         cells: What to generate; those that differ in nothing but their path are taken once.
         settings: Rounds to warm up and to time, and the seed.
@@ -69,15 +69,18 @@ def compare(
     Raises:
         BenchmarkError: Ours failed. A peer that fails is left out, with a line that says why.
     """
-    manifest = Bundle.load(bundle, verify_hashes=False).manifest
+    ours = [Bundle.load(bundle, verify_hashes=False) for bundle in bundles]
     path = cells[-1].path
     unique = [cell for cell in cells if cell.path == path]
-    vocab_size = manifest.limits.vocab_size
+    vocab_size = _common_vocabulary(ours)
     skipped: list[str] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        progress(f"loading {OURS}")
-        entrants = [_enter_ours(stack, bundle, path, threads)]
+        entrants = []
+        for bundle in ours:
+            progress(f"loading {_name(bundle)}")
+            taken = path if bundle is ours[0] else bundle.manifest.paths[-1].name
+            entrants.append(_enter_ours(stack, bundle, taken, threads))
         for spec in peers:
             progress(f"converting and loading {spec.name}")
             try:
@@ -94,19 +97,32 @@ def compare(
         )
 
 
-def _enter_ours(stack: ExitStack, bundle: Path, path: str, threads: int) -> _Entrant:
+def _common_vocabulary(bundles: Sequence[Bundle]) -> int:
+    """The size of the vocabulary that all share, so that they can read the same sources."""
+    first, *others = bundles
+    size = first.manifest.limits.vocab_size
+    for other in others:
+        if other.manifest.limits.vocab_size != size:
+            raise BenchmarkError(
+                f"{other.folder} has a vocabulary of {other.manifest.limits.vocab_size} and "
+                f"{first.folder} one of {size}: they cannot read the same sources"
+            )
+    return size
+
+
+def _name(bundle: Bundle) -> str:
+    return f"drl {bundle.folder.resolve().name}"
+
+
+def _enter_ours(stack: ExitStack, bundle: Bundle, path: str, threads: int) -> _Entrant:
     file = Path(__file__).with_name("with_drl.py")
-    spec = PeerSpec(OURS, file, path, _precision(bundle), "", ())
+    spec = PeerSpec(_name(bundle), file, path, bundle.manifest.precision, "", ())
     found = os.pathsep.join(entry for entry in sys.path if entry)
     environment = {"PYTHONPATH": found}
     process = PeerProcess(Path(sys.executable), file, path, threads, environment)
     stack.enter_context(process)
-    loaded = process.call("load", checkpoint=str(bundle), scratch="", threads=threads)
+    loaded = process.call("load", checkpoint=str(bundle.folder), scratch="", threads=threads)
     return _Entrant(spec, process, loaded["version"], loaded["ms"])
-
-
-def _precision(bundle: Path) -> str:
-    return Bundle.load(bundle, verify_hashes=False).manifest.precision
 
 
 def _enter(
@@ -179,8 +195,8 @@ class _Race:
         try:
             ms, tokens = entrant.process.generate(self._sources[index], cell.new, cell.beams)
         except BenchmarkError as error:
-            if entrant is self.entrants[0]:
-                raise BenchmarkError(f"{OURS} failed: {error}") from None
+            if entrant.spec.is_ours:
+                raise BenchmarkError(f"{entrant.spec.name} failed: {error}") from None
             self._skipped.append(_reason(entrant.spec, error))
             entrant.times = []
             return
@@ -200,7 +216,7 @@ def _reason(spec: PeerSpec, error: BenchmarkError) -> str:
 def _info(entrant: _Entrant) -> PeerInfo:
     peak = entrant.process.call("memory")["peak_bytes"]
     spec = entrant.spec
-    return PeerInfo(spec.name, entrant.version, spec.precision, entrant.load_ms, peak)
+    return PeerInfo(spec.name, entrant.version, spec.precision, entrant.load_ms, peak, spec.is_ours)
 
 
 def _results(race: _Race, entrant: _Entrant, index: int) -> PeerCell:
@@ -215,6 +231,7 @@ def _results(race: _Race, entrant: _Entrant, index: int) -> PeerCell:
         peer=entrant.spec.name,
         cell=cell,
         token_ms=float(np.median(times)) / cell.new,
+        rounds_ms=tuple(entrant.times[index]),
         ratio=ratios[1],
         ratio_p10=ratios[0],
         ratio_p90=ratios[2],

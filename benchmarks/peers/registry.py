@@ -15,7 +15,8 @@ class PeerSpec:
         file: The worker's module.
         variant: What the module is told: a precision or a mode.
         precision: Of weights and arithmetic. Greedy tokens of `fp32` are compared with ours.
-        environment: Its environment's folder below that of all environments.
+        environment: Its environment's folder below that of all environments; empty for ours,
+            which run in this one.
         requirements: What its environment needs, behind torch.
     """
 
@@ -25,6 +26,11 @@ class PeerSpec:
     precision: str
     environment: str
     requirements: tuple[str, ...]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this project's runtime."""
+        return not self.environment
 
     def python(self, environments: Path) -> Path:
         """The Python of its environment, which may not be there."""

@@ -43,11 +43,21 @@ def comparison() -> Comparison:
     cells = CELLS[-4:]
     return Comparison(
         peers=(
-            PeerInfo("drl", "0.1.0", "fp32", 300.0, 400_000_000),
-            PeerInfo("Other <fp32>", "1.2", "fp32", 500.0, 600_000_000),
+            PeerInfo("drl", "0.1.0", "fp32", 300.0, 400_000_000, True),
+            PeerInfo("Other <fp32>", "1.2", "fp32", 500.0, 600_000_000, False),
         ),
         cells=tuple(
-            PeerCell(peer, cell, ms, ms / 4, 0.9 * ms / 4, 1.1 * ms / 4, agreed, agreed)
+            PeerCell(
+                peer,
+                cell,
+                ms,
+                (ms * cell.new,) * 3,
+                ms / 4,
+                0.9 * ms / 4,
+                1.1 * ms / 4,
+                agreed,
+                agreed,
+            )
             for peer, ms, agreed in (("drl", 4.0, None), ("Other <fp32>", 6.0, 0.75))
             for cell in cells
         ),
@@ -72,7 +82,12 @@ def made_up_run(name: str = "small", compared: bool = True) -> Run:
         versions={"python": "3.12.1"},
         backend="ONNX Runtime 1.30, CPU, 2 threads",
         threads=2,
-        bundle={"target": "ort-cpu", "precision": "fp32", "bytes": 242_000_000, "files": {}},
+        bundle={
+            "target": "ort-cpu",
+            "precision": "fp32",
+            "bytes": 242_000_000,
+            "files": {"weights.bin": 40_000_000},
+        },
         settings={"repeats": 5, "warm_up": 1, "varied": True, "seed": 0},
         floor=Floor(20e9, 150e9, "somehow"),
         fresh=FreshProcess(80.0, 500.0, 300.0, 90.0, 250_000_000, 300_000_000, CELLS[0]),

@@ -68,7 +68,7 @@ def test_engines_that_are_missing_or_left_out_do_not_stop_it(
     arguments += ["--peers", str(tmp_path), "--without", "CTranslate2", "--without", "compiled"]
     done = CliRunner().invoke(main, [str(tiny_bundle), *arguments])
     assert done.exit_code == 0, done.output
-    assert "| drl 0.1.0 |" in done.stdout
+    assert f"| drl {tiny_bundle.name} 0.1.0 |" in done.stdout
     skipped = [line for line in done.stdout.splitlines() if line.startswith("Skipped: ")]
     assert len(skipped) == 3
     assert all("make bench-peers" in line for line in skipped)

@@ -1,5 +1,6 @@
 """The driver of peers, with engines that are made up."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,17 +32,23 @@ def environments(tmp_path: Path) -> Path:
 def test_engines_take_turns_and_are_compared(tiny_bundle: Path, environments: Path) -> None:
     peers = [fake(name) for name in ("slow", "unfit", "dies")] + [fake("absent", "elsewhere")]
     found = compare(
-        environments, tiny_bundle, environments, CELLS, Settings(3), 1, peers=peers, pause=0.0
+        environments, [tiny_bundle], environments, CELLS, Settings(3), 1, peers=peers, pause=0.0
     )
-    assert [peer.name for peer in found.peers] == ["drl", "fake slow"]
+    own = f"drl {tiny_bundle.name}"
+    assert [(peer.name, peer.is_ours) for peer in found.peers] == [
+        (own, True),
+        ("fake slow", False),
+    ]
     assert found.peers[1].version == "7"
     assert all(peer.peak_bytes > 1_000_000 for peer in found.peers)
     assert [(each.peer, each.cell) for each in found.cells] == [
-        (name, cell) for name in ("drl", "fake slow") for cell in CELLS
+        (name, cell) for name in (own, "fake slow") for cell in CELLS
     ]
     ours, slow = found.cells[0], found.cells[2]
     assert (ours.ratio, ours.ratio_p10, ours.ratio_p90) == (1.0, 1.0, 1.0)
     assert slow.token_ms >= 50.0
+    assert len(slow.rounds_ms) == 3
+    assert min(slow.rounds_ms) >= 50.0 * CELLS[0].new
     assert slow.ratio_p10 <= slow.ratio <= slow.ratio_p90
     assert slow.agreement == 0.0
     assert found.cells[3].agreement is None  # beams
@@ -55,9 +62,22 @@ def test_engines_take_turns_and_are_compared(tiny_bundle: Path, environments: Pa
 def test_only_one_path_is_compared(tiny_bundle: Path, environments: Path) -> None:
     cells = [Cell(1, 6, 2, "fast"), Cell(1, 6, 2, "full")]
     found = compare(
-        environments, tiny_bundle, environments, cells, Settings(1), 1, peers=(), pause=0.0
+        environments, [tiny_bundle], environments, cells, Settings(1), 1, peers=(), pause=0.0
     )
     assert [each.cell for each in found.cells] == cells[1:]
+
+
+def test_bundles_of_ours_take_turns_too(
+    tiny_bundle: Path, environments: Path, tmp_path: Path
+) -> None:
+    bundles = [tiny_bundle, shutil.copytree(tiny_bundle, tmp_path / "copy")]
+    cells = [Cell(1, 6, 2, "fast")]
+    found = compare(environments, bundles, environments, cells, Settings(1), 1, peers=(), pause=0.0)
+    assert [(peer.name, peer.is_ours) for peer in found.peers] == [
+        (f"drl {tiny_bundle.name}", True),
+        ("drl copy", True),
+    ]
+    assert found.cells[1].agreement is not None  # the dearest path against the path of the cells
 
 
 def test_an_engine_that_hangs_is_ended() -> None:
