@@ -33,6 +33,7 @@ class Work:
         cache_bytes: Keys and values of the tokens before, of all rows.
         cross_bytes: Keys and values of the encoder states that the path keeps, once per source.
         flops: Floating-point operations of matrix products with weights; attention is not counted.
+        int8_ops: The same of products with quantised weights, which are made of int8 products.
         experts_in_use: Different experts that a sparse layer used in a step; None without any.
     """
 
@@ -41,6 +42,7 @@ class Work:
     cache_bytes: float
     cross_bytes: float
     flops: float
+    int8_ops: float
     experts_in_use: float | None
 
     @property
@@ -56,17 +58,22 @@ class Floor:
     Attributes:
         bytes_per_second: Read from memory.
         flops_per_second: In a large fp32 matrix product.
+        int8_ops_per_second: In a large product of int8 matrices; 0 if it could not be measured.
         how: How the two were measured.
     """
 
     bytes_per_second: float
     flops_per_second: float
+    int8_ops_per_second: float
     how: str
 
     def milliseconds(self, work: Work) -> float:
         """The time below which a step cannot be: reading or computing, whichever is longer."""
         reading = work.bytes / self.bytes_per_second
-        return 1e3 * max(reading, work.flops / self.flops_per_second)
+        computing = work.flops / self.flops_per_second
+        if self.int8_ops_per_second:
+            computing += work.int8_ops / self.int8_ops_per_second
+        return 1e3 * max(reading, computing)
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,10 @@ def floor_line(run: Run) -> str:
     """What the machine does at best."""
     if run.floor is None:
         return ""
-    read, flops = run.floor.bytes_per_second / 1e9, run.floor.flops_per_second / 1e9
-    return f"{read:.1f} GB/s read, {flops:.0f} GFLOP/s ({run.floor.how})"
+    floor = run.floor
+    rates = (floor.bytes_per_second, floor.flops_per_second, floor.int8_ops_per_second)
+    read, flops, ops = (rate / 1e9 for rate in rates)
+    return f"{read:.1f} GB/s read, {flops:.0f} GFLOP/s, {ops:.0f} int8 GOP/s ({floor.how})"
 
 
 def cell_rows(cells: Sequence[CellResult]) -> list[Row]:

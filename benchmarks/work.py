@@ -15,6 +15,7 @@ from drl.runtime.bundle import Bundle
 _LOOKUPS = frozenset({"Gather", "GatherElements", "GroupRoute", "GroupQueryAttention"})
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _EXPERTS = ".experts."
+_PACKED, _MULTIPLIER = ".packed", ".multiplier"  # of quantised weights; int4 has multipliers
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,11 @@ class Weight:
 
     Attributes:
         bytes: Its size.
-        elements: Its numbers.
+        elements: The weights in it, padding of packed ones included.
         layer: The decoder layer that it belongs to, or None.
         experts: How many experts are stacked in it; None for what all tokens use.
         is_matrix: Whether tokens are multiplied with it.
+        is_quantized: Whether those are products of int8 numbers.
     """
 
     bytes: int
@@ -34,6 +36,7 @@ class Weight:
     layer: int | None
     experts: int | None
     is_matrix: bool
+    is_quantized: bool = False
 
 
 def read_weights(bundle: Bundle) -> list[Weight]:
@@ -53,7 +56,8 @@ def read_weights(bundle: Bundle) -> list[Weight]:
         ) from None
     graph = onnx.load(bundle.graph_file("decoder"), load_external_data=False).graph
     whole = {name for operator, name in _uses(graph) if operator not in _LOOKUPS}
-    return [_weight(tensor, onnx) for tensor in graph.initializer if tensor.name in whole]
+    named = {tensor.name for tensor in graph.initializer}
+    return [_weight(tensor, named, onnx) for tensor in graph.initializer if tensor.name in whole]
 
 
 def count_work(
@@ -73,8 +77,8 @@ def count_work(
     common = [each for each in used if each.experts is None]
     stacked = [(each, each.experts) for each in used if each.experts is not None]
     in_use = experts_in_use or 0.0
-    flops = 2.0 * cell.rows * sum(each.elements for each in common if each.is_matrix)
-    flops += 2.0 * cell.rows * path.experts_per_token * sum(w.elements / e for w, e in stacked)
+    products = [(each, float(each.elements)) for each in common if each.is_matrix]
+    products += [(w, path.experts_per_token * w.elements / e) for w, e in stacked if w.is_matrix]
     cache = manifest.cache
     width = 4 if cache.dtype == "float32" else 2
     state = 2 * len(path.layers) * cache.kv_heads * cache.head_dim * width
@@ -85,13 +89,17 @@ def count_work(
         # The first step reads one position, its own, and the last one as many as tokens are new.
         cache_bytes=state * cell.rows * (1 + cell.new) / 2,
         cross_bytes=state * cell.batch * kept,
-        flops=flops,
+        flops=2.0 * cell.rows * sum(n for each, n in products if not each.is_quantized),
+        int8_ops=2.0 * cell.rows * sum(n for each, n in products if each.is_quantized),
         experts_in_use=experts_in_use if stacked else None,
     )
 
 
-def _weight(tensor: Any, onnx: Any) -> Weight:
+def _weight(tensor: Any, named: set[str], onnx: Any) -> Weight:
+    """Describe a tensor; `named` are those of the graph."""
     elements = math.prod(tensor.dims)
+    stem = tensor.name.removesuffix(_PACKED)
+    packed = stem != tensor.name
     external = {entry.key: entry.value for entry in tensor.external_data}
     if "length" in external:
         size = int(external["length"])
@@ -100,11 +108,17 @@ def _weight(tensor: Any, onnx: Any) -> Weight:
     layer = _LAYER.match(tensor.name)
     return Weight(
         bytes=size,
-        elements=elements,
+        elements=2 * elements if packed and stem + _MULTIPLIER in named else elements,
         layer=int(layer.group(1)) if layer else None,
         experts=tensor.dims[0] if _EXPERTS in tensor.name else None,
-        is_matrix=len(tensor.dims) >= 2,
+        is_matrix=packed or (len(tensor.dims) >= 2 and not _belongs(tensor.name)),
+        is_quantized=packed,
     )
+
+
+def _belongs(name: str) -> bool:
+    """Whether a tensor comes with a packed one."""
+    return name.endswith((_MULTIPLIER, ".scale"))
 
 
 def _uses(graph: Any) -> Iterator[tuple[str, str]]:

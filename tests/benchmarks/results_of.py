@@ -22,7 +22,7 @@ CELLS = tuple(
 
 
 def cell_result(cell: Cell, step_ms: float = 5.0) -> CellResult:
-    work = Work(90e6, 6e6, 1e6, 2e6, flops=5e7, experts_in_use=2.5)
+    work = Work(90e6, 6e6, 1e6, 2e6, flops=5e7, int8_ops=1e8, experts_in_use=2.5)
     return CellResult(
         cell=cell,
         first_token_ms=60.25,
@@ -89,7 +89,7 @@ def made_up_run(name: str = "small", compared: bool = True) -> Run:
             "files": {"weights.bin": 40_000_000},
         },
         settings={"repeats": 5, "warm_up": 1, "varied": True, "seed": 0},
-        floor=Floor(20e9, 150e9, "somehow"),
+        floor=Floor(20e9, 150e9, 600e9, "somehow"),
         fresh=FreshProcess(80.0, 500.0, 300.0, 90.0, 250_000_000, 300_000_000, CELLS[0]),
         cells=tuple(cell_result(cell, 3.0 + cell.rows) for cell in CELLS),
         comparison=comparison() if compared else None,

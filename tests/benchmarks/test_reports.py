@@ -43,10 +43,11 @@ def test_another_json_is_refused(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_the_floor_is_reading_or_computing_whichever_is_longer() -> None:
-    floor = Floor(bytes_per_second=10e9, flops_per_second=100e9, how="")
-    work = Work(60e6, 20e6, 15e6, 5e6, flops=2e8, experts_in_use=None)
+    floor = Floor(bytes_per_second=10e9, flops_per_second=100e9, int8_ops_per_second=400e9, how="")
+    work = Work(60e6, 20e6, 15e6, 5e6, flops=2e8, int8_ops=8e8, experts_in_use=None)
     assert floor.milliseconds(work) == pytest.approx(10.0)
-    assert floor.milliseconds(dataclasses.replace(work, flops=5e9)) == pytest.approx(50.0)
+    assert floor.milliseconds(dataclasses.replace(work, flops=5e9)) == pytest.approx(52.0)
+    assert floor.milliseconds(dataclasses.replace(work, int8_ops=8e9)) == pytest.approx(22.0)
 
 
 def test_every_line_of_a_markdown_table_has_as_many_cells() -> None:
