@@ -24,9 +24,11 @@ GATED = {
 def activate(name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Apply the activation of a kind of feed-forward layer (the one of the gate, if gated).
 
-    `gelu` is exact; `gelu_tanh` and the gate of `gelu_glu` are its tanh approximation (Hendrycks
-    and Gimpel, 2016).
+    `none` leaves x as it is; `gelu` is exact; `gelu_tanh` and the gate of `gelu_glu` are its tanh
+    approximation (Hendrycks and Gimpel, 2016).
     """
+    if name == "none":
+        return x
     if name == "relu":
         return np.maximum(x, np.float32(0))
     if name in ("silu", "silu_glu"):
@@ -40,6 +42,8 @@ def activate(name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def trace_activation(op: onnxscript.OpBuilder, name: str, x: ir.Value) -> Any:
     """Add the same activation to a graph."""
+    if name == "none":
+        return x
     if name == "relu":
         return op.Relu(x)
     if name in ("silu", "silu_glu"):

@@ -6,11 +6,17 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from drl.plugins.ops.cached_attention import CACHED_ATTENTION
+from drl.plugins.ops.cross_attention import CROSS_ATTENTION
 from drl.plugins.ops.expert_capacity import EXPERT_CAPACITY
 from drl.plugins.ops.expert_route import EXPERT_ROUTE
 from drl.plugins.ops.group_route import GROUP_ROUTE
 from drl.plugins.ops.operator import DOMAIN, Operator
 from drl.plugins.ops.path_score import PATH_SCORE
+from drl.plugins.ops.quantized_gather import QUANTIZED_GATHER
+from drl.plugins.ops.quantized_head import QUANTIZED_HEAD
+from drl.plugins.ops.quantized_linear import QUANTIZED_LINEAR
+from drl.plugins.ops.quantized_projections import QUANTIZED_PROJECTIONS
+from drl.plugins.ops.quantized_routed_ffn import QUANTIZED_ROUTED_FFN
 from drl.plugins.ops.routed_ffn import ROUTED_FFN
 from drl.plugins.ops.schema import Form, OperatorError
 from drl.plugins.ops.select_states import SELECT_STATES
@@ -26,25 +32,31 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             PATH_SCORE,
             SELECT_STATES,
             CACHED_ATTENTION,
+            CROSS_ATTENTION,
+            QUANTIZED_LINEAR,
+            QUANTIZED_PROJECTIONS,
+            QUANTIZED_ROUTED_FFN,
+            QUANTIZED_HEAD,
+            QUANTIZED_GATHER,
         )
     }
 )
 
 
 def functions_for(nodes: Iterable[ir.Node]) -> list[ir.Function]:
-    """One function per `drl` operator among the nodes, in alphabetical order.
+    """One function per `drl` operator and overload among the nodes, in alphabetical order.
 
     Nodes of other domains are passed over. A function carries its operator's plain name, so all
-    nodes of one operator must use the same form.
+    nodes of one operator must use the same form, unless it is overloaded.
 
     Args:
         nodes: All nodes of one model, those of nested graphs included.
 
     Raises:
         OperatorError: A `drl` node is unknown, does not fit its schema, or uses its operator in
-            another form than an earlier node does.
+            another form than an earlier node does; or a node's overload is not its form's.
     """
-    first: dict[str, tuple[Form, ir.Node]] = {}
+    first: dict[tuple[str, str], tuple[Form, ir.Node]] = {}
     for node in nodes:
         if node.domain != DOMAIN:
             continue
@@ -55,10 +67,16 @@ def functions_for(nodes: Iterable[ir.Node]) -> list[ir.Function]:
                 f"there are {', '.join(sorted(OPERATORS))}"
             )
         form = operator.form(node)
-        known, earlier = first.setdefault(operator.name, (form, node))
+        overload = operator.overload(form)
+        if node.overload != overload:
+            raise OperatorError(
+                f"node {node.name!r} has the overload {node.overload!r}, but its form is "
+                f"{overload!r}"
+            )
+        known, earlier = first.setdefault((operator.name, overload), (form, node))
         if form != known:
             raise OperatorError(
                 f"nodes {earlier.name!r} and {node.name!r} use {operator.name} in two forms, "
                 f"{known} and {form}; a graph can hold only one of them"
             )
-    return [OPERATORS[name].function(form) for name, (form, _) in sorted(first.items())]
+    return [OPERATORS[name].function(form) for (name, _), (form, _) in sorted(first.items())]

@@ -30,10 +30,15 @@ class Operator(Schema):
     the same computation with an `onnxscript.OpBuilder`; it is given the inputs of its form only,
     text attributes as they are and numeric attributes as scalar values. Both return one result,
     or a tuple of them where the operator has several outputs.
+
+    An `overloaded` operator may be used in several forms in one graph. Its nodes name their form
+    in ONNX's field `overload`, and so do its functions. ONNX Runtime reads it from version 1.27
+    on; earlier ones would take any of the functions for all nodes.
     """
 
     reference: Callable[..., Any]
     body: Callable[..., Any]
+    overloaded: bool = False
 
     def emit(
         self,
@@ -55,7 +60,7 @@ class Operator(Schema):
         given = list(inputs)
         while given and given[-1] is None:
             given.pop()
-        self.form_of(given, attributes)
+        form = self.form_of(given, attributes)
         types = self.output_types(given, attributes)
         results = getattr(op, self.name)(
             *given,
@@ -67,10 +72,15 @@ class Operator(Schema):
         )
         op.builder.root.graph.opset_imports.setdefault(DOMAIN, VERSION)
         values = tuple(results) if len(self.outputs) > 1 else (results,)
+        values[0].producer().overload = self.overload(form)
         for value, (dtype, shape) in zip(values, types, strict=True):
             value.type = ir.TensorType(dtype)
             value.shape = shape
         return values if len(values) > 1 else values[0]
+
+    def overload(self, form: Form) -> str:
+        """What the nodes and the function of a form have in the field `overload`."""
+        return form.overload if self.overloaded else ""
 
     def function(self, form: Form) -> ir.Function:
         """The body of one form, as an ONNX function with the operator's plain name."""
@@ -88,6 +98,9 @@ class Operator(Schema):
             constants = {attribute.name: _constant(op, attribute) for attribute in numbers}
             results = self.body(op, **given, **choices, **constants)
             outputs = results if isinstance(results, tuple) else (results,)
+            for constant in constants.values():
+                if not constant.uses():
+                    op.builder.graph.remove(constant.producer())
             for argument, value in zip(self.outputs, outputs, strict=True):
                 value.name = argument.name
             return outputs
@@ -103,9 +116,21 @@ class Operator(Schema):
             ],
             opset_imports={"": BODY_OPSET},
         )
+        function.overload = self.overload(form)
         for node in function.all_nodes():
             node.metadata_props.clear()  # the builder's module scopes mean nothing in here
+            _name_apart(node, function.graph)
         return function
+
+
+def _name_apart(node: ir.Node, outermost: ir.Graph) -> None:
+    """Name the results of a nested graph's node after that graph.
+
+    The builder counts from zero in every graph, and names must be unique over all of them.
+    """
+    if isinstance(node.graph, ir.Graph) and node.graph is not outermost:
+        for value in node.outputs:
+            value.name = f"{node.graph.name}.{value.name}"
 
 
 def _formal_input(argument: Argument) -> ir.Value:

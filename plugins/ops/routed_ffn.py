@@ -1,5 +1,6 @@
 """RoutedFFN: the feed-forward layer of experts, each token through the experts it chose."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -88,13 +89,48 @@ def body(
     *,
     activation: str,
 ) -> Any:
-    """Trace a loop over the experts that were chosen at all, each over its own tokens.
+    """Trace a loop over the experts that were chosen at all, each over its own tokens."""
+    tokens = op.Reshape(hidden, op.Concat([-1], op.Shape(hidden, start=2), axis=0))
+
+    def one_expert(inner: onnxscript.OpBuilder, rows: ir.Value, expert: ir.Value) -> Any:
+        x = inner.Gather(tokens, rows)
+        raised = _trace_affine(inner, x, up, up_bias, expert)
+        if gate is None:
+            middle = trace_activation(inner, activation, raised)
+        else:
+            opened = _trace_affine(inner, x, gate, gate_bias, expert)
+            middle = inner.Mul(trace_activation(inner, activation, opened), raised)
+        output = _trace_affine(inner, middle, down, down_bias, expert)
+        return inner.Cast(output, to=ir.DataType.FLOAT)
+
+    total = trace_experts(op, tokens, expert_ids, gates, one_expert)
+    return op.CastLike(op.Reshape(total, op.Shape(hidden)), hidden)
+
+
+def trace_experts(
+    op: onnxscript.OpBuilder,
+    tokens: ir.Value,
+    expert_ids: ir.Value,
+    gates: ir.Value,
+    expert_output: Callable[[onnxscript.OpBuilder, ir.Value, ir.Value], Any],
+) -> Any:
+    """Trace the weighted sum of the experts' outputs, as a loop over those that were chosen.
 
     A step then reads the weights of the chosen experts only, and no token passes through an
     expert in vain. Against all experts with a mask that is up to 4 times faster in ONNX Runtime
     for large experts (512 to 2048, 1 of 8 chosen), and about equal for small ones.
+
+    Args:
+        op: The graph under construction.
+        tokens: `[B·T, d]`.
+        expert_ids: `[B, T, k]`.
+        gates: `[B, T, k]`.
+        expert_output: Traces float32 `[R, d]` for the tokens `rows` `[R]` and the int64 scalar
+            `expert`, with the builder of the loop.
+
+    Returns:
+        Float32 `[B·T, d]`.
     """
-    tokens = op.Reshape(hidden, op.Concat([-1], op.Shape(hidden, start=2), axis=0))
     flat = op.Concat([-1], op.Shape(expert_ids, start=2), axis=0)
     flat_ids = op.Cast(op.Reshape(expert_ids, flat), to=ir.DataType.INT64)
     flat_gates = op.Reshape(gates, flat)
@@ -110,20 +146,12 @@ def body(
         weight = inner.ReduceSum(inner.Where(hits, flat_gates, 0.0), [1], keepdims=1)
         anywhere = inner.ReduceMax(inner.Cast(hits, to=ir.DataType.INT32), [1], keepdims=0)
         rows = inner.Squeeze(inner.NonZero(anywhere), [0])
-        x = inner.Gather(tokens, rows)
-        raised = _trace_affine(inner, x, up, up_bias, expert)
-        if gate is None:
-            middle = trace_activation(inner, activation, raised)
-        else:
-            opened = _trace_affine(inner, x, gate, gate_bias, expert)
-            middle = inner.Mul(trace_activation(inner, activation, opened), raised)
-        output = _trace_affine(inner, middle, down, down_bias, expert)
-        part = inner.Mul(inner.Cast(output, to=ir.DataType.FLOAT), inner.Gather(weight, rows))
+        output = expert_output(inner, rows, expert)
+        part = inner.Mul(output, inner.Gather(weight, rows))
         updated = inner.ScatterND(total, inner.Unsqueeze(rows, [1]), part, reduction="add")
         return inner.Identity(True), updated
 
-    shape = op.Shape(tokens)
-    start = op.ConstantOfShape(shape, value=ir.tensor(np.zeros(1, np.float32)))
+    start = op.ConstantOfShape(op.Shape(tokens), value=ir.tensor(np.zeros(1, np.float32)))
     loop_body = op.builder.subgraph(
         one_expert,
         [
@@ -134,8 +162,7 @@ def body(
         [ir.val("still_running", ir.DataType.BOOL, []), ir.val("new_total", ir.DataType.FLOAT)],
         name="one_expert",
     )
-    total = op.Loop(op.Squeeze(op.Shape(experts)), True, start, body=loop_body)
-    return op.CastLike(op.Reshape(total, op.Shape(hidden)), hidden)
+    return op.Loop(op.Squeeze(op.Shape(experts)), True, start, body=loop_body)
 
 
 ROUTED_FFN = Operator(

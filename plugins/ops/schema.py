@@ -1,7 +1,7 @@
 """The schema of an operator of the domain `drl`, and the checks of a node against it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -23,15 +23,24 @@ class Argument:
 
     `dtype` None stands for FT: float32, float16 or bfloat16, the same for all FT arguments of a
     node. `dims` are written as in `drl.plugins.ops.shapes`; an empty tuple is a scalar.
+    `other_dims` are those that it has where an optional input is given, by that input's name.
     """
 
     name: str
     dtype: ir.DataType | None
     dims: tuple[str, ...]
     optional: bool = False
+    other_dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.name!r} must be [{', '.join(self.dims)}]"
+
+    def among(self, given: Collection[str]) -> "Argument":
+        """This argument with the dims that it has where the inputs `given` are there."""
+        for name, dims in self.other_dims.items():
+            if name in given:
+                return replace(self, dims=dims)
+        return self
 
 
 @dataclass(frozen=True)
@@ -39,13 +48,19 @@ class Attribute:
     """An attribute of an operator; every attribute must be given.
 
     A text attribute chooses the body: `choices` maps each value that it may take to the optional
-    inputs which that value needs. `dimension` names the symbol that a number stands for.
+    inputs which that value needs. `dimension` names the symbol that a number stands for; a text
+    stands for the number that `sizes` gives.
     """
 
     name: str
     type: type[int] | type[float] | type[str]
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     dimension: str | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def size(self, value: AttributeValue) -> int:
+        """What the dimension is with this value."""
+        return self.sizes[value] if isinstance(value, str) else int(value)
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,11 @@ class Form:
     def __str__(self) -> str:
         chosen = "".join(f", {name}={value}" for name, value in self.choices)
         return f"{self.operator}({', '.join(self.inputs)}{chosen})"
+
+    @property
+    def overload(self) -> str:
+        """The form without the operator's name, as ONNX tells functions of one name apart."""
+        return ",".join([*self.inputs, *(f"{name}={value}" for name, value in self.choices)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,9 +208,11 @@ class Schema:
     def _check_shapes(self, inputs: Values, attributes: Mapping[str, AttributeValue]) -> Dimensions:
         """Unify the shapes of the inputs; a value without a shape is let through."""
         dimensions = Dimensions(
-            {a.dimension: int(attributes[a.name]) for a in self.attributes if a.dimension}
+            {a.dimension: a.size(attributes[a.name]) for a in self.attributes if a.dimension}
         )
-        shaped = [(a, v, v.shape) for a, v in self._given(inputs) if v.shape is not None]
+        given = list(self._given(inputs))
+        names = {argument.name for argument, _ in given}
+        shaped = [(a.among(names), v, v.shape) for a, v in given if v.shape is not None]
         for argument, value, shape in shaped:
             if len(shape) != len(argument.dims):
                 raise OperatorError(f"{self.name}: input {argument}, but {value.name!r} is {shape}")

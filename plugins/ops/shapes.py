@@ -8,17 +8,17 @@ Dimension = int | ir.SymbolicDim
 
 
 def is_expression(spec: str) -> bool:
-    """Whether a dimension is worked out from others (`H*h`, `d+2+G`) or a number (`1`)."""
-    return "*" in spec or "+" in spec or spec.isdigit()
+    """Whether a dimension is worked out from others (`H*h`, `d+2+G`, `N/32`) or a number (`1`)."""
+    return any(sign in spec for sign in "*+/") or spec.isdigit()
 
 
 class Dimensions:
     """What is known of each symbol after reading the shapes of a node's inputs.
 
     A dimension of an argument is a symbol (`B`), a sum or product of symbols and numbers
-    (`H*h`, `d+2+G`), or `1|B`: either 1 (broadcast) or the symbol. Two different numbers for one
-    symbol are a mistake; two different names are not, since they may be equal when the graph
-    runs, and then the first name stays.
+    (`H*h`, `d+2+G`), of quotients too, which are rounded up (`N/32*32`), or `1|B`: either 1
+    (broadcast) or the symbol. Two different numbers for one symbol are a mistake; two different
+    names are not, since they may be equal when the graph runs, and then the first name stays.
     """
 
     def __init__(self, known: Mapping[str, int]) -> None:
@@ -46,10 +46,11 @@ class Dimensions:
         for term in spec.split("+"):
             product = 1
             for factor in term.split("*"):
-                value = int(factor) if factor.isdigit() else self._bound.get(factor)
+                name, _, divisor = factor.partition("/")
+                value = int(name) if name.isdigit() else self._bound.get(name)
                 if not isinstance(value, int):
                     return self._bound.get(spec)
-                product *= value
+                product *= -(-value // int(divisor or 1))
             total += product
         return total
 

@@ -32,7 +32,8 @@ class Case:
 
     def expected(self) -> dict[str, Array]:
         """The reference's outputs by name."""
-        results = self.operator.reference(**self.inputs, **self.attributes)
+        with np.errstate(all="ignore"):  # rows that are not finite are among the cases
+            results = self.operator.reference(**self.inputs, **self.attributes)
         outputs = results if isinstance(results, tuple) else (results,)
         names = [argument.name for argument in self.operator.outputs]
         return dict(zip(names, outputs, strict=True))

@@ -10,6 +10,7 @@ import numpy as np
 
 from drl.plugins.ops import (
     CACHED_ATTENTION,
+    CROSS_ATTENTION,
     EXPERT_CAPACITY,
     EXPERT_ROUTE,
     GROUP_ROUTE,
@@ -19,6 +20,7 @@ from drl.plugins.ops import (
 )
 from drl.plugins.ops.activations import GATED
 from tests.plugins.ops.case import FLOAT_TYPES, ROUTING_TOLERANCE, TOLERANCES, Array, Case, Maker
+from tests.plugins.ops.quantized_cases import quantized_cases
 
 
 def _log_softmax(x: Array) -> Array:
@@ -297,6 +299,42 @@ def cached_attention_cases() -> Iterator[Case]:
     yield _cached_attention("unscaled", scale=1.0, steps=2)
 
 
+def _cross_attention(
+    name: str,
+    *,
+    sources: int = 2,
+    width: int = 3,
+    steps: int = 1,
+    states: int = 5,
+    heads: int = 4,
+    kv_heads: int = 2,
+    scale: float = 0.35,
+) -> Case:
+    make, head = Maker(name, "fp32"), 8
+    inputs = {
+        "q": make.f32(sources * width, steps, heads * head),
+        "k": make.f32(sources, kv_heads, states, head),
+        "v": make.f32(sources, kv_heads, states, head),
+        "bias": make.f32(sources, states),
+    }
+    inputs["bias"][0, states // 2 + 1 :] = -1e4  # padding
+    attributes = {"num_heads": heads, "scale": scale}
+    return Case(CROSS_ATTENTION, name, inputs, attributes, "fp32", TOLERANCES["fp32"])
+
+
+def cross_attention_cases() -> Iterator[Case]:
+    for steps in (1, 4):
+        yield _cross_attention(f"rows_share_sources_t{steps}", steps=steps)
+        yield _cross_attention(f"a_row_per_source_t{steps}", width=1, steps=steps)
+        yield _cross_attention(f"one_source_t{steps}", sources=1, steps=steps)
+    yield _cross_attention("heads_not_shared", kv_heads=4, steps=3)
+    yield _cross_attention("one_kv_head", kv_heads=1, steps=3)
+    yield _cross_attention("one_head", heads=1, kv_heads=1)
+    yield _cross_attention("one_state", states=1, steps=2)
+    yield _cross_attention("many_states", states=300)
+    yield _cross_attention("unscaled", scale=1.0)
+
+
 def all_cases() -> list[Case]:
     """Every case of every operator."""
     makers = (
@@ -307,5 +345,6 @@ def all_cases() -> list[Case]:
         path_score_cases,
         select_states_cases,
         cached_attention_cases,
+        cross_attention_cases,
     )
-    return [case for maker in makers for case in maker()]
+    return [*(case for maker in makers for case in maker()), *quantized_cases()]

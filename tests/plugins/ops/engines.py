@@ -1,5 +1,7 @@
 """Runs a graph of one `drl` operator, as its body alone defines it, on ONNX engines."""
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -17,13 +19,21 @@ Array = NDArray[Any]
 
 
 def one_node_model(
-    operator: Operator, inputs: dict[str, Array], attributes: dict[str, Any]
+    operator: Operator,
+    inputs: dict[str, Array],
+    attributes: dict[str, Any],
+    constants: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """A checked model of one node and its function; all dimensions of its inputs are symbolic."""
+    """A checked model of one node and its function; all dimensions of its inputs are symbolic.
+
+    Those of the inputs that are `constants` are initializers of the model.
+    """
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 24}, name="one_node")
     builder = onnxscript.GraphBuilder(graph)
     values = {
-        name: builder.input(
+        name: builder.initializer(ir.tensor(array, name=name))
+        if name in constants
+        else builder.input(
             name,
             ir.DataType.from_numpy(array.dtype),
             [f"{name}_{axis}" for axis in range(array.ndim)],
@@ -43,8 +53,11 @@ def one_node_model(
     return proto
 
 
-def session(model: onnx.ModelProto) -> ort.InferenceSession:
+def session(model: onnx.ModelProto, saved: Path | None = None) -> ort.InferenceSession:
+    """ONNX Runtime on one thread; the graph that it makes of the model goes to `saved`."""
     options = ort.SessionOptions()
+    if saved is not None:
+        options.optimized_model_filepath = str(saved)
     options.intra_op_num_threads = 1
     options.log_severity_level = 3  # TensorScatter warns when it has to copy the cache
     return ort.InferenceSession(

@@ -1,6 +1,7 @@
 """The ONNX body of every operator gives what its NumPy reference gives, on both engines."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tests.plugins.ops.engines import (
     session,
     to_ort,
 )
+from tests.plugins.ops.quantized_cases import quantized_cases
 
 CASES = all_cases()
 # ONNX Runtime 1.31.1 has no bfloat16 kernel on the CPU for MatMul (RoutedFFN), for Where
@@ -96,6 +98,25 @@ def test_cached_attention_may_write_the_cache_in_place(case: Case) -> None:
         "present_v": values["past_v"],
     }
     assert_same({name: value.numpy() for name, value in results.items()}, case)
+
+
+# Inputs that differ from call to call.
+FEEDS = ("x", "hidden", "expert_ids", "gates", "residual", "candidates", "tokens")
+
+
+@pytest.mark.parametrize("case", quantized_cases(), ids=str)
+def test_constant_weights_are_unpacked_at_load(case: Case, tmp_path: Path) -> None:
+    """What brings packed weights into order is gone before the first call, and results stay."""
+    constants = [name for name in case.inputs if name not in FEEDS]
+    model = one_node_model(case.operator, case.inputs, case.attributes, constants)
+    inputs = {name: array for name, array in case.inputs.items() if name not in constants}
+    assert_same(run_onnxruntime(model, inputs), case)
+    saved = tmp_path / "optimised.onnx"
+    session(model, saved)
+    left = {node.op_type for node in ir.load(saved).graph.all_nodes()}
+    assert not left & {"Transpose", "BitShift", "BitwiseAnd"}
+    if "multiplier" not in " ".join(case.inputs) and case.operator.name != "QuantizedGather":
+        assert any(name.startswith("MatMulInteger") for name in left)
 
 
 def test_cases_have_distinct_names() -> None:

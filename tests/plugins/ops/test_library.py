@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import onnxscript
 import pytest
 
@@ -11,11 +13,25 @@ from drl.plugins.ops import (
     CACHED_ATTENTION,
     OPERATORS,
     PATH_SCORE,
+    QUANTIZED_LINEAR,
     ROUTED_FFN,
     OperatorError,
     functions_for,
 )
-from tests.plugins.ops.values import BOOL, FP32, attention_inputs, ffn_inputs, new_builder, value
+from drl.plugins.ops.packing import LAYOUT
+from tests.plugins.ops.case import Maker
+from tests.plugins.ops.engines import run_onnxruntime
+from tests.plugins.ops.quantized_cases import packed
+from tests.plugins.ops.values import (
+    BOOL,
+    FP32,
+    attention_inputs,
+    ffn_inputs,
+    linear_attributes,
+    linear_inputs,
+    new_builder,
+    value,
+)
 
 
 def test_one_function_per_operator_with_its_plain_name() -> None:
@@ -100,6 +116,99 @@ def test_form_tells_bias_from_no_bias() -> None:
         functions_for(builder.graph.all_nodes())
 
 
+def _two_forms() -> ir.Model:
+    """x through an int4 layer with an activation, then through an int8 layer with a residual."""
+    make, builder = Maker("two_forms", "fp32"), new_builder()
+    x = builder.input("x", FP32, ["B", "T", 8])
+
+    def layer(x: ir.Value, name: str, format: str, *rest: ir.Value | None, activation: str) -> Any:
+        arrays = packed(make.f32(8, 8), format)
+        given = [
+            builder.initializer(ir.tensor(arrays[part], name=f"{name}.{part}"))
+            if part in arrays
+            else None
+            for part in ("weight", "scale", "multiplier")
+        ]
+        return QUANTIZED_LINEAR.emit(
+            builder.op,
+            x,
+            *given,
+            *rest,
+            columns=8,
+            activation=activation,
+            epsilon=0.0,
+            layout=LAYOUT,
+        )
+
+    middle = layer(x, "first", "int4", activation="relu")
+    builder.add_output(layer(middle, "second", "int8", None, None, x, activation="none"), "y")
+    model = ir.Model(builder.graph, ir_version=11)
+    for function in functions_for(model.graph.all_nodes()):
+        model.functions[function.identifier()] = function
+    return model
+
+
+def test_overloaded_operator_has_a_function_per_form() -> None:
+    model = _two_forms()
+    nodes = [node for node in model.graph if node.domain == "drl"]
+    assert [node.overload for node in nodes] == [
+        "x,weight,scale,multiplier,activation=relu",
+        "x,weight,scale,residual,activation=none",
+    ]
+    assert sorted(model.functions) == [
+        ("drl", "QuantizedLinear", overload) for overload in sorted(n.overload for n in nodes)
+    ]
+    assert all(node.op_identifier() in model.functions for node in nodes)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+@pytest.mark.skipif(
+    tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 27),
+    reason="ONNX Runtime before 1.27 ignores overloads",
+)
+def test_every_node_runs_the_body_of_its_own_form() -> None:
+    """ONNX Runtime tells overloads apart."""
+    model = _two_forms()
+    proto, x = ir.to_proto(model), Maker("x", "fp32").f32(2, 3, 8)
+    values = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}
+    expected = x
+    for name, activation in (("first", "relu"), ("second", "none")):
+        arrays = {key.split(".")[1]: a for key, a in values.items() if key.startswith(name)}
+        expected = QUANTIZED_LINEAR.reference(
+            expected,
+            **arrays,
+            residual=x if name == "second" else None,
+            columns=8,
+            activation=activation,
+            epsilon=0.0,
+            layout=LAYOUT,
+        )
+    actual = run_onnxruntime(proto, {"x": x})["y"]
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_node_with_another_forms_overload_is_refused() -> None:
+    node = QUANTIZED_LINEAR.emit(
+        new_builder().op, *linear_inputs(), **linear_attributes("relu")
+    ).producer()
+    node.name, node.overload = "odd", "x,weight,scale,activation=none"
+    with pytest.raises(OperatorError, match=r"node 'odd' has the overload .*=none', but its form"):
+        functions_for([node])
+
+
+def test_unused_attributes_leave_nothing_in_a_body() -> None:
+    builder = new_builder()
+    QUANTIZED_LINEAR.emit(builder.op, *linear_inputs(), **linear_attributes())
+    (function,) = functions_for(builder.graph.all_nodes())
+    referred = {
+        attribute.ref_attr_name
+        for node in function.all_nodes()
+        for attribute in node.attributes.values()
+        if attribute.is_ref()
+    }
+    assert referred == {"columns"}
+
+
 def test_unknown_operator_is_refused() -> None:
     node = ir.node("Unheard", [], domain="drl", name="odd")
     with pytest.raises(OperatorError, match=r"node 'odd': there is no operator drl\.Unheard"):
@@ -158,10 +267,16 @@ def test_model_with_one_attention_body_and_two_scales_checks() -> None:
 def test_library_lists_the_operators_by_name() -> None:
     assert sorted(OPERATORS) == [
         "CachedAttention",
+        "CrossAttention",
         "ExpertCapacity",
         "ExpertRoute",
         "GroupRoute",
         "PathScore",
+        "QuantizedGather",
+        "QuantizedHead",
+        "QuantizedLinear",
+        "QuantizedProjections",
+        "QuantizedRoutedFFN",
         "RoutedFFN",
         "SelectStates",
     ]

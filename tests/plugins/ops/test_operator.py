@@ -1,5 +1,6 @@
 """Emitting `drl` nodes: types and shapes of their outputs, and what is refused."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -9,6 +10,9 @@ from drl.plugins.ops import (
     CACHED_ATTENTION,
     EXPERT_ROUTE,
     GROUP_ROUTE,
+    QUANTIZED_HEAD,
+    QUANTIZED_LINEAR,
+    QUANTIZED_ROUTED_FFN,
     ROUTED_FFN,
     SELECT_STATES,
     OperatorError,
@@ -19,9 +23,12 @@ from tests.plugins.ops.values import (
     FP32,
     INT32,
     INT64,
+    UINT8,
     attention_inputs,
     dims,
     ffn_inputs,
+    linear_attributes,
+    linear_inputs,
     new_builder,
     value,
 )
@@ -82,12 +89,65 @@ class TestEmit:
         )
         assert len(output.producer().inputs) == 5
 
+    def test_attribute_gives_a_dimension_of_the_output(self) -> None:
+        for int4 in (False, True):
+            y = QUANTIZED_LINEAR.emit(
+                new_builder().op, *linear_inputs(int4=int4), **linear_attributes()
+            )
+            assert (y.dtype, dims(y)) == (FP32, ["B", "T", 45])
 
-def _replace(inputs: list[ir.Value], index: int, new: ir.Value) -> list[ir.Value]:
+    def test_dimension_that_depends_on_a_value_has_a_name_of_its_own(self) -> None:
+        outputs = QUANTIZED_HEAD.emit(
+            new_builder().op,
+            *linear_inputs(),
+            None,
+            value("bias", FP32, 45),
+            value("candidates", INT64, 1),
+            columns=45,
+            factor=1.0,
+            epsilon=0.0,
+            layout=2,
+        )
+        assert [dims(output) for output in outputs] == [
+            ["B", "T", "N|0"],
+            ["B", "T", "c"],
+            ["B", "T", "c"],
+            ["B", "T"],
+        ]
+        assert [output.dtype for output in outputs] == [FP32, FP32, INT32, FP32]
+
+    def test_overloaded_node_names_its_form(self) -> None:
+        inputs = [*linear_inputs(int4=True), None, value("bias", FP32, 45)]
+        y = QUANTIZED_LINEAR.emit(new_builder().op, *inputs, **linear_attributes("relu"))
+        assert y.producer().overload == "x,weight,scale,multiplier,bias,activation=relu"
+        output = ROUTED_FFN.emit(new_builder().op, *ffn_inputs(gated=False), activation="relu")
+        assert output.producer().overload == ""
+
+
+Inputs = list[ir.Value | None]
+
+
+def _replace(inputs: Sequence[ir.Value | None], index: int, new: ir.Value | None) -> Inputs:
     return [*inputs[:index], new, *inputs[index + 1 :]]
 
 
 ATTENTION = {"num_heads": 4, "scale": 0.5}
+LINEAR, GLU = linear_attributes(), linear_attributes("silu_glu")
+ROUTED = {"activation": "relu", "inner": 45, "layout": 2}
+
+
+def _routed_inputs() -> Inputs:
+    return [
+        value("hidden", FP32, "B", "T", 37),
+        value("ids", INT32, "B", "T", "k"),
+        value("gates", FP32, "B", "T", "k"),
+        value("up", UINT8, 4, 2, 10, 32, 4),
+        value("up_scale", FP32, 4, 64),
+        value("down", UINT8, 4, 2, 12, 32, 4),
+        value("down_scale", FP32, 4, 64),
+    ]
+
+
 RELU, SILU_GLU = {"activation": "relu"}, {"activation": "silu_glu"}
 
 
@@ -209,6 +269,78 @@ RELU, SILU_GLU = {"activation": "relu"}, {"activation": "silu_glu"}
             {"num_heads": 4},
             "takes the attributes ['num_heads', 'scale'], got ['num_heads']",
             id="missing-attribute",
+        ),
+        pytest.param(
+            QUANTIZED_LINEAR,
+            _replace(linear_inputs(), 1, value("weight", UINT8, 1, 2, 9, 32, 4)),
+            LINEAR,
+            "input 'weight' must be [M, N/32, K/4, 32, 4] with K/4 = 10, "
+            "but 'weight' is [1,2,9,32,4]",
+            id="packed-depth",
+        ),
+        pytest.param(
+            QUANTIZED_LINEAR,
+            _replace(linear_inputs(), 2, value("scale", FP32, 1, 45)),
+            LINEAR,
+            "input 'scale' must be [M, N/32*32] with N/32*32 = 64, but 'scale' is [1,45]",
+            id="scale-without-padding",
+        ),
+        pytest.param(
+            QUANTIZED_LINEAR,
+            _replace(linear_inputs(int4=True), 3, None),
+            LINEAR,
+            "input 'weight' must be [M, N/32, K/4, 32, 4], but 'weight' is [1,2,2,4,32,4]",
+            id="int4-without-multiplier",
+        ),
+        pytest.param(
+            QUANTIZED_LINEAR,
+            _replace(linear_inputs(int4=True), 1, value("weight", UINT8, 1, 2, 10, 32, 4)),
+            LINEAR,
+            "input 'weight' must be [M, N/32, K/32, 4, 32, 4], but 'weight' is [1,2,10,32,4]",
+            id="int8-with-multiplier",
+        ),
+        pytest.param(
+            QUANTIZED_LINEAR,
+            linear_inputs(),
+            GLU,
+            "input 'weight' must be [M, N/32, K/4, 32, 4] with M = 2, "
+            "but 'weight' is [1,2,10,32,4]",
+            id="one-matrix-for-a-glu",
+        ),
+        pytest.param(
+            QUANTIZED_LINEAR,
+            [*linear_inputs(matrices=2), None, value("bias", FP32, 45)],
+            GLU,
+            "input 'bias' must be [M*N] with M*N = 90, but 'bias' is [45]",
+            id="bias-of-one-matrix",
+        ),
+        pytest.param(
+            QUANTIZED_LINEAR,
+            _replace(linear_inputs(), 1, value("weight", FP32, 1, 2, 10, 32, 4)),
+            LINEAR,
+            "input 'weight' must be uint8, but 'weight' has float",
+            id="packed-dtype",
+        ),
+        pytest.param(
+            QUANTIZED_HEAD,
+            linear_inputs(),
+            {"columns": 45, "factor": 1.0, "epsilon": 0.0, "layout": 2},
+            "QuantizedHead lacks its input 'candidates'",
+            id="no-candidates",
+        ),
+        pytest.param(
+            QUANTIZED_ROUTED_FFN,
+            _replace(_routed_inputs(), 5, value("down", UINT8, 4, 2, 10, 32, 4)),
+            ROUTED,
+            "input 'down' must be [E, d/32, f/4, 32, 4] with f/4 = 12, but 'down' is [4,2,10,32,4]",
+            id="packed-inner",
+        ),
+        pytest.param(
+            QUANTIZED_ROUTED_FFN,
+            [*_routed_inputs(), None, None, value("gate", UINT8, 4, 2, 10, 32, 4)],
+            {**ROUTED, "activation": "silu_glu"},
+            "QuantizedRoutedFFN lacks its input 'gate_scale'",
+            id="gate-without-scale",
         ),
     ],
 )

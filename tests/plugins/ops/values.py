@@ -5,6 +5,7 @@ import onnxscript
 
 FP32, FP16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 BOOL, INT32, INT64 = ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64
+UINT8 = ir.DataType.UINT8
 
 
 def new_builder() -> onnxscript.GraphBuilder:
@@ -35,6 +36,28 @@ def ffn_inputs(*, gated: bool) -> list[ir.Value]:
         value("down", FP32, 4, 24, 16),
     ]
     return [*inputs, value("gate", FP32, 4, 16, 24)] if gated else inputs
+
+
+def linear_inputs(*, matrices: int = 1, int4: bool = False) -> list[ir.Value | None]:
+    """x and packed weights of 45 columns and depth 37."""
+    inputs: list[ir.Value | None] = [value("x", FP32, "B", "T", 37)]
+    if not int4:
+        return [
+            *inputs,
+            value("weight", UINT8, matrices, 2, 10, 32, 4),
+            value("scale", FP32, matrices, 64),
+            None,
+        ]
+    return [
+        *inputs,
+        value("weight", UINT8, matrices, 2, 2, 4, 32, 4),
+        value("scale", FP32, matrices, 64),
+        value("multiplier", UINT8, matrices, 2, 2, 32),
+    ]
+
+
+def linear_attributes(activation: str = "none") -> dict[str, int | float | str]:
+    return {"columns": 45, "activation": activation, "epsilon": 0.0, "layout": 2}
 
 
 def dims(result: ir.Value) -> list[int | str | None]:

@@ -1,0 +1,146 @@
+"""QuantizedHead: the logits of a language model from packed weights, or only the best of them."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxscript
+from numpy.typing import NDArray
+
+from drl.plugins.ops import quantized_linear
+from drl.plugins.ops.operator import Operator
+from drl.plugins.ops.quantized_product import weight_arguments
+from drl.plugins.ops.schema import Argument, Attribute
+
+Float32 = NDArray[np.float32]
+
+_LOWEST = float(np.finfo(np.float32).min)
+
+
+def reference(
+    x: Float32,
+    weight: NDArray[np.uint8],
+    scale: Float32,
+    multiplier: NDArray[np.uint8] | None = None,
+    norm: Float32 | None = None,
+    bias: Float32 | None = None,
+    candidates: NDArray[np.int64] | None = None,
+    *,
+    columns: int,
+    factor: float,
+    epsilon: float,
+    layout: int,
+) -> tuple[Float32, Float32, NDArray[np.int32], Float32]:
+    """Logits (x̂ · Wᵀ) · factor + bias, the c largest of every row, and log Σ exp of the row.
+
+    Of equal logits the one of the lowest id is first. NaN is below every number.
+
+    Args:
+        x: `[B, T, K]`.
+        weight: Packed values of one matrix `[N, K]`.
+        scale: `[1, ⌈N/32⌉·32]`.
+        multiplier: Of int4 weights.
+        norm: `[K]`, the weight of the norm; without it there is no norm.
+        bias: `[N]`.
+        candidates: `[1]`, c, at most N. 0 asks for all logits and no ranking.
+        columns: N.
+        factor: Of the products.
+        epsilon: Of the norm.
+        layout: The layout of the packed weights.
+
+    Returns:
+        Logits `[B, T, N]`, or `[B, T, 0]` where c is not 0; values and ids `[B, T, c]`; normalisers
+        `[B, T]`.
+    """
+    assert candidates is not None  # it stands behind optional inputs, and is not optional itself
+    products = quantized_linear.reference(
+        x,
+        weight,
+        scale,
+        multiplier,
+        norm,
+        columns=columns,
+        activation="none",
+        epsilon=epsilon,
+        layout=layout,
+    )
+    logits = products * np.float32(factor)
+    if bias is not None:
+        logits = logits + bias
+    count = int(candidates[0])
+    # A stable sort keeps equal ones in the order of their ids; NaN sorts behind all numbers.
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    ids = order[..., :count].astype(np.int32)
+    values = np.take_along_axis(logits, ids, axis=-1)
+    largest = logits.max(axis=-1, keepdims=True)
+    normalisers = largest[..., 0] + np.log(np.exp(logits - largest).sum(axis=-1))
+    return logits if count == 0 else logits[..., :0], values, ids, normalisers
+
+
+def body(
+    op: onnxscript.OpBuilder,
+    x: ir.Value,
+    weight: ir.Value,
+    scale: ir.Value,
+    multiplier: ir.Value | None = None,
+    norm: ir.Value | None = None,
+    bias: ir.Value | None = None,
+    candidates: ir.Value | None = None,
+    *,
+    columns: ir.Value,
+    factor: ir.Value,
+    epsilon: ir.Value,
+    layout: ir.Value,
+) -> Any:
+    """Trace all logits; with candidates none of them leave."""
+    products = quantized_linear.body(
+        op,
+        x,
+        weight,
+        scale,
+        multiplier,
+        norm,
+        columns=columns,
+        activation="none",
+        epsilon=epsilon,
+        layout=layout,
+    )
+    logits = op.Mul(products, factor)
+    if bias is not None:
+        logits = op.Add(logits, bias)
+    kept = op.Where(op.Equal(candidates, 0), columns, 0)
+    ranks = op.Where(op.IsNaN(logits), -np.inf, op.Max(logits, _LOWEST))
+    _, ids = op.TopK(ranks, candidates, axis=-1, largest=1, sorted=1, _outputs=2)
+    return (
+        op.Slice(logits, [0], kept, [2]),
+        op.GatherND(logits, op.Unsqueeze(ids, [3]), batch_dims=2),
+        op.Cast(ids, to=ir.DataType.INT32),
+        op.ReduceLogSumExp(logits, [-1], keepdims=0),
+    )
+
+
+QUANTIZED_HEAD = Operator(
+    name="QuantizedHead",
+    inputs=(
+        Argument("x", ir.DataType.FLOAT, ("B", "T", "K")),
+        *weight_arguments("", ("1", "N", "K")),
+        Argument("norm", ir.DataType.FLOAT, ("K",), optional=True),
+        Argument("bias", ir.DataType.FLOAT, ("N",), optional=True),
+        Argument("candidates", ir.DataType.INT64, ("1",)),
+    ),
+    outputs=(
+        Argument("logits", ir.DataType.FLOAT, ("B", "T", "N|0")),
+        Argument("values", ir.DataType.FLOAT, ("B", "T", "c")),
+        Argument("ids", ir.DataType.INT32, ("B", "T", "c")),
+        Argument("normalisers", ir.DataType.FLOAT, ("B", "T")),
+    ),
+    attributes=(
+        Attribute("columns", int, dimension="N"),
+        Attribute("factor", float),
+        Attribute("epsilon", float),
+        Attribute("layout", int),
+    ),
+    reference=reference,
+    body=body,
+    overloaded=True,
+)

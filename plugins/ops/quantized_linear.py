@@ -1,0 +1,129 @@
+"""QuantizedLinear: a linear layer of packed weights, with what stands before and after it."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxscript
+from numpy.typing import NDArray
+
+from drl.plugins.ops.activations import GATED, activate, trace_activation
+from drl.plugins.ops.operator import Operator
+from drl.plugins.ops.quantized_product import (
+    packed_weights,
+    product,
+    rms_norm,
+    trace_rms_norm,
+    trace_rows,
+    trace_weights,
+    weight_arguments,
+)
+from drl.plugins.ops.schema import Argument, Attribute
+
+_MATRICES = {"none": 1, **{name: 2 if gated else 1 for name, gated in GATED.items()}}
+
+
+def reference(
+    x: NDArray[np.float32],
+    weight: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    multiplier: NDArray[np.uint8] | None = None,
+    norm: NDArray[np.float32] | None = None,
+    bias: NDArray[np.float32] | None = None,
+    residual: NDArray[np.float32] | None = None,
+    *,
+    columns: int,
+    activation: str,
+    epsilon: float,
+    layout: int,
+) -> NDArray[np.float32]:
+    """act(x̂ · Wᵀ + bias) + residual, or act(x̂ · W₀ᵀ + bias₀) ⊙ (x̂ · W₁ᵀ + bias₁) + residual.
+
+    x̂ is x, or its RMS norm, and is rounded to int8 row by row.
+
+    Args:
+        x: `[B, T, K]`.
+        weight: Packed values of M matrices `[N, K]`; M is 2 if gated, gate first, else 1.
+        scale: `[M, ⌈N/32⌉·32]`.
+        multiplier: Of int4 weights.
+        norm: `[K]`, the weight of the norm; without it there is no norm.
+        bias: `[M·N]`.
+        residual: `[B, T, N]`.
+        columns: N.
+        activation: "none" or a key of `drl.plugins.ops.activations.GATED`.
+        epsilon: Of the norm.
+        layout: The layout of the packed weights.
+
+    Returns:
+        `[B, T, N]`.
+    """
+    packed = packed_weights(weight, scale, multiplier, columns, x.shape[-1])
+    normed = rms_norm(x, norm, epsilon)
+    sides = [product(normed, packed, matrix) for matrix in range(packed.matrices)]
+    if bias is not None:
+        sides = [side + own for side, own in zip(sides, bias.reshape(-1, columns), strict=True)]
+    y = activate(activation, sides[0])
+    if len(sides) == 2:
+        y = y * sides[1]
+    return y if residual is None else y + residual
+
+
+def body(
+    op: onnxscript.OpBuilder,
+    x: ir.Value,
+    weight: ir.Value,
+    scale: ir.Value,
+    multiplier: ir.Value | None = None,
+    norm: ir.Value | None = None,
+    bias: ir.Value | None = None,
+    residual: ir.Value | None = None,
+    *,
+    columns: ir.Value,
+    activation: str,
+    epsilon: ir.Value,
+    layout: ir.Value,
+) -> Any:
+    """Trace one integer product per matrix."""
+    end = op.Reshape(columns, [1])
+    normed = trace_rms_norm(op, x, norm, epsilon)
+    rows = trace_rows(op, op.Reshape(normed, op.Concat([-1], op.Shape(x, start=-1), axis=0)))
+    weights = trace_weights(op, weight, scale, multiplier, columns)
+    biases = None if bias is None else op.Reshape(bias, op.Concat([-1], end, axis=0))
+
+    def side(matrix: int) -> Any:
+        y = weights.product(op, rows, matrix)
+        return y if biases is None else op.Add(y, op.Gather(biases, matrix, axis=0))
+
+    y = trace_activation(op, activation, side(0))
+    if _MATRICES[activation] == 2:
+        y = op.Mul(y, side(1))
+    shaped = op.Reshape(y, op.Concat(op.Shape(x, end=-1), end, axis=0))
+    return shaped if residual is None else op.Add(shaped, residual)
+
+
+QUANTIZED_LINEAR = Operator(
+    name="QuantizedLinear",
+    inputs=(
+        Argument("x", ir.DataType.FLOAT, ("B", "T", "K")),
+        *weight_arguments("", ("M", "N", "K")),
+        Argument("norm", ir.DataType.FLOAT, ("K",), optional=True),
+        Argument("bias", ir.DataType.FLOAT, ("M*N",), optional=True),
+        Argument("residual", ir.DataType.FLOAT, ("B", "T", "N"), optional=True),
+    ),
+    outputs=(Argument("y", ir.DataType.FLOAT, ("B", "T", "N")),),
+    attributes=(
+        Attribute("columns", int, dimension="N"),
+        Attribute(
+            "activation",
+            str,
+            choices=dict.fromkeys(_MATRICES, ()),
+            dimension="M",
+            sizes=_MATRICES,
+        ),
+        Attribute("epsilon", float),
+        Attribute("layout", int),
+    ),
+    reference=reference,
+    body=body,
+    overloaded=True,
+)
