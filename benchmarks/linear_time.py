@@ -1,4 +1,4 @@
-"""Time of one linear in ONNX Runtime: our int8 kernel beside what ONNX Runtime brings itself.
+"""Time of one linear in ONNX Runtime: our kernels beside what ONNX Runtime brings itself.
 
 `python -m drl.benchmarks.linear_time` needs the extras `cpu` and `export`, and the native library.
 A graph holds many linears with weights of their own, more than the caches hold: a buffer that is
@@ -9,6 +9,7 @@ run counts, since other work on the machine can only add to it.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import click
@@ -17,7 +18,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from drl.plugins.native import Kernels, find_library
+from drl.plugins.native import find_library
+from drl.plugins.ops.packing import LAYOUT, PackedWeights, pack_int4, pack_int8
 from drl.runtime.backends.ort import import_onnxruntime
 from drl.runtime.commands.common import clean_errors, table
 
@@ -26,7 +28,18 @@ SHAPES = ((512, 512), (512, 2048), (2048, 512), (512, 32128))
 """Depth and output channels: the linears of a T5-small and its head."""
 WEIGHTS = 128_000_000
 """Weights of one graph; as int8 several times what the caches of a small server hold."""
-_BLOCK = 128  # of MatMulNBits
+_BLOCKS = {8: 128, 4: 32}
+"""Bits to the depth of a block of MatMulNBits."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """The node of a linear: `operator(x, *constants)`, where None is an input left out."""
+
+    domain: str
+    operator: str
+    constants: tuple[Array | None, ...]
+    attributes: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,40 +54,48 @@ class LinearTime:
     best: float
 
 
-def _quantize(weight: Array, axis: int) -> tuple[Array, Array]:
-    scale = np.abs(weight).max(axis=axis, keepdims=True) / np.float32(127)
+def _quantize(weight: Array, axis: int, most: int = 127) -> tuple[Array, Array]:
+    scale = np.abs(weight).max(axis=axis, keepdims=True) / np.float32(most)
     return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
 
 
-def _native(weight: Array) -> tuple[str, str, list[Array], dict[str, Any]]:
-    return "drl", "QuantizedLinear", [Kernels().pack(weight)], {"activation": "none"}
+def _native(weight: Array, pack: Callable[[Array], PackedWeights]) -> Node:
+    packed = pack(weight)
+    attributes = {"columns": packed.columns, "activation": "none", "epsilon": 0.0, "layout": LAYOUT}
+    constants = (packed.values, packed.scales, packed.multipliers)
+    return Node("drl", "QuantizedLinear", constants, attributes)
 
 
-def _dynamic(weight: Array) -> tuple[str, str, list[Array], dict[str, Any]]:
+def _dynamic(weight: Array) -> Node:
     values, scale = _quantize(weight, 1)
-    constants = [np.ascontiguousarray(values.T), scale[:, 0]]
-    return "com.microsoft", "DynamicQuantizeMatMul", constants, {}
+    constants = (np.ascontiguousarray(values.T), scale[:, 0])
+    return Node("com.microsoft", "DynamicQuantizeMatMul", constants, {})
 
 
-def _blocks(weight: Array) -> tuple[str, str, list[Array], dict[str, Any]]:
+def _blocks(weight: Array, bits: int) -> Node:
     columns, depth = weight.shape
-    values, scale = _quantize(weight.reshape(columns, depth // _BLOCK, _BLOCK), 2)
-    constants = [(values.astype(np.int16) + 128).astype(np.uint8), scale.reshape(-1)]
-    attributes = {"K": depth, "N": columns, "bits": 8, "block_size": _BLOCK, "accuracy_level": 4}
-    return "com.microsoft", "MatMulNBits", constants, attributes
+    block, most = _BLOCKS[bits], 2 ** (bits - 1) - 1
+    values, scale = _quantize(weight.reshape(columns, depth // block, block), 2, most)
+    stored = (values.astype(np.int16) + most + 1).astype(np.uint8)
+    if bits == 4:
+        stored = stored[..., ::2] | stored[..., 1::2] << 4
+    attributes = {"K": depth, "N": columns, "bits": bits, "block_size": block, "accuracy_level": 4}
+    return Node("com.microsoft", "MatMulNBits", (stored, scale.reshape(-1)), attributes)
 
 
-def _float(weight: Array) -> tuple[str, str, list[Array], dict[str, Any]]:
-    return "", "MatMul", [np.ascontiguousarray(weight.T)], {}
+def _float(weight: Array) -> Node:
+    return Node("", "MatMul", (np.ascontiguousarray(weight.T),), {})
 
 
-ENGINES: dict[str, Callable[[Array], tuple[str, str, list[Array], dict[str, Any]]]] = {
-    "drl int8": _native,
+ENGINES: dict[str, Callable[[Array], Node]] = {
+    "drl int8": partial(_native, pack=pack_int8),
+    "drl int4": partial(_native, pack=pack_int4),
     "DynamicQuantizeMatMul": _dynamic,
-    "MatMulNBits 8-bit": _blocks,
+    "MatMulNBits 8-bit": partial(_blocks, bits=8),
+    "MatMulNBits 4-bit": partial(_blocks, bits=4),
     "MatMul fp32": _float,
 }
-"""Engine to domain, operator, constants and attributes of a weight `[N, K]`."""
+"""Engine to the node of a weight `[N, K]`."""
 
 
 def _model(engine: str, depth: int, columns: int, count: int) -> onnx.ModelProto:
@@ -83,11 +104,15 @@ def _model(engine: str, depth: int, columns: int, count: int) -> onnx.ModelProto
     nodes, constants = [], []
     for index in range(count):
         weight = generator.standard_normal((columns, depth), np.float32)
-        domain, operator, arrays, attributes = ENGINES[engine](weight)
-        names = [f"{index}.{place}" for place in range(len(arrays))]
-        constants += [numpy_helper.from_array(a, n) for a, n in zip(arrays, names, strict=True)]
-        node = helper.make_node(operator, ["x", *names], [f"y{index}"], domain=domain, **attributes)
-        nodes.append(node)
+        node = ENGINES[engine](weight)
+        names = ["x"]
+        for place, array in enumerate(node.constants):
+            names.append("" if array is None else f"{index}.{place}")
+            if array is not None:
+                constants.append(numpy_helper.from_array(array, names[-1]))
+        output = [f"y{index}"]
+        attributes = {"domain": node.domain, **node.attributes}
+        nodes.append(helper.make_node(node.operator, names, output, **attributes))
     outputs = [f"y{index}" for index in range(count)]
     graph = helper.make_graph(
         nodes,
@@ -108,7 +133,7 @@ def _session(model: bytes, threads: int) -> Any:
     # As in the runtime; and spinning threads of one engine would take cores from the next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     library = find_library()
-    if not library.has_operators:
+    if library.path is None:
         raise click.ClickException(library.missing)
     options.register_custom_ops_library(str(library.path))
     providers = ["CPUExecutionProvider"]
@@ -147,7 +172,7 @@ def measure(
 @click.option("--repeats", type=click.IntRange(1), default=20, show_default=True)
 @clean_errors
 def main(rows: tuple[int, ...], threads: tuple[int, ...], repeats: int) -> None:
-    """Time linears of decoder steps with int8 and fp32 engines; ms of one linear, best run."""
+    """Time linears of decoder steps with int8, int4 and fp32 engines; ms of one, best run."""
     for depth, columns in SHAPES:
         times = list(measure(depth, columns, rows, threads, repeats))
         lines = [[f"{depth}x{columns}", "threads", *(f"M={height}" for height in rows)]]

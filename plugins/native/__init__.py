@@ -1,4 +1,4 @@
-"""Kernels for the CPU, in C++: int8 linears and the feed-forward layer of experts.
+"""Kernels for the CPU, in C++: linears with packed weights, attention, and layers of experts.
 
 `find_library` says where the compiled library lies, and why not if there is none; ONNX Runtime
 loads its operators from there. `Kernels` calls it from NumPy.

@@ -1,72 +1,81 @@
 """The structs and functions of `src/drl_native.h` for ctypes."""
 
 import ctypes
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
 ParallelFor = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, Task, ctypes.c_void_p)
 
+_POINTER = ctypes.c_void_p
+_SIZE = ctypes.c_size_t
+
 
 class Execution(ctypes.Structure):
     """`drl_execution`."""
 
-    _fields_ = (("isa", ctypes.c_int), ("parallel_for", ParallelFor), ("context", ctypes.c_void_p))
+    _fields_ = (("isa", ctypes.c_int), ("parallel_for", ParallelFor), ("context", _POINTER))
 
 
 class Workspace(ctypes.Structure):
     """`drl_workspace`."""
 
-    _fields_ = (("data", ctypes.c_void_p), ("bytes", ctypes.c_size_t))
+    _fields_ = (("data", _POINTER), ("bytes", _SIZE))
 
 
-class Packed(ctypes.Structure):
-    """`drl_packed`."""
-
-    _fields_ = (("data", ctypes.c_void_p), ("bytes", ctypes.c_size_t))
-
-    @classmethod
-    def of(cls, array: NDArray[np.uint8] | None) -> Self:
-        """A view of packed weights; null for None."""
-        return cls() if array is None else cls(array.ctypes.data, array.nbytes)
-
-
-class PackedShape(ctypes.Structure):
-    """`drl_packed_shape`."""
+class Weights(ctypes.Structure):
+    """`drl_weights`."""
 
     _fields_ = (
+        ("format", ctypes.c_int),
         ("matrices", ctypes.c_uint64),
         ("columns", ctypes.c_uint64),
         ("depth", ctypes.c_uint64),
+        ("values", _POINTER),
+        ("multipliers", _POINTER),
+        ("scales", _POINTER),
     )
+
+
+class Rows(ctypes.Structure):
+    """`drl_rows`."""
+
+    _fields_ = (("x", _POINTER), ("count", _SIZE), ("norm", _POINTER), ("epsilon", ctypes.c_float))
+
+
+class Output(ctypes.Structure):
+    """One of the outputs of `drl_linear`."""
+
+    _fields_ = (("y", _POINTER), ("columns", _SIZE))
 
 
 class Linear(ctypes.Structure):
     """`drl_linear`."""
 
     _fields_ = (
-        ("weight", Packed),
-        ("bias", ctypes.c_void_p),
+        ("weights", Weights),
+        ("rows", Rows),
+        ("bias", _POINTER),
+        ("residual", _POINTER),
         ("activation", ctypes.c_int),
-        ("x", ctypes.c_void_p),
-        ("rows", ctypes.c_size_t),
-        ("y", ctypes.c_void_p),
+        ("outputs", Output * 3),
     )
 
 
-class TopK(ctypes.Structure):
-    """`drl_top_k`."""
+class Head(ctypes.Structure):
+    """`drl_head`."""
 
     _fields_ = (
-        ("weight", Packed),
-        ("bias", ctypes.c_void_p),
-        ("x", ctypes.c_void_p),
-        ("rows", ctypes.c_size_t),
-        ("k", ctypes.c_size_t),
-        ("values", ctypes.c_void_p),
-        ("ids", ctypes.c_void_p),
+        ("weights", Weights),
+        ("rows", Rows),
+        ("bias", _POINTER),
+        ("factor", ctypes.c_float),
+        ("logits", _POINTER),
+        ("k", _SIZE),
+        ("values", _POINTER),
+        ("ids", _POINTER),
+        ("normalisers", _POINTER),
     )
 
 
@@ -74,50 +83,84 @@ class RoutedFfn(ctypes.Structure):
     """`drl_routed_ffn`."""
 
     _fields_ = (
-        ("up", Packed),
-        ("gate", Packed),
-        ("down", Packed),
-        ("up_bias", ctypes.c_void_p),
-        ("gate_bias", ctypes.c_void_p),
-        ("down_bias", ctypes.c_void_p),
+        ("up", Weights),
+        ("gate", Weights),
+        ("down", Weights),
+        ("up_bias", _POINTER),
+        ("gate_bias", _POINTER),
+        ("down_bias", _POINTER),
         ("activation", ctypes.c_int),
-        ("x", ctypes.c_void_p),
-        ("expert_ids", ctypes.c_void_p),
-        ("gates", ctypes.c_void_p),
-        ("tokens", ctypes.c_size_t),
-        ("choices", ctypes.c_size_t),
-        ("y", ctypes.c_void_p),
+        ("x", _POINTER),
+        ("expert_ids", _POINTER),
+        ("gates", _POINTER),
+        ("tokens", _SIZE),
+        ("choices", _SIZE),
+        ("residual", _POINTER),
+        ("y", _POINTER),
     )
 
 
-_POINTER = ctypes.c_void_p
+class CachedAttention(ctypes.Structure):
+    """`drl_cached_attention`."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("rows", "tokens", "heads", "kv_heads", "width", "capacity")),
+        ("scale", ctypes.c_float),
+        *((name, _POINTER) for name in ("q", "k", "v", "keys", "values", "lengths", "bias")),
+        ("bias_rows", _SIZE),
+        ("slots", _SIZE),
+        ("y", _POINTER),
+    )
+
+
+class CrossAttention(ctypes.Structure):
+    """`drl_cross_attention`."""
+
+    _fields_ = (
+        *(
+            (name, _SIZE)
+            for name in ("rows", "sources", "tokens", "heads", "kv_heads", "width", "states")
+        ),
+        ("scale", ctypes.c_float),
+        *((name, _POINTER) for name in ("q", "keys", "values", "bias", "y")),
+    )
+
+
+class ExpertRoute(ctypes.Structure):
+    """`drl_expert_route`."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("tokens", "depth", "experts", "groups", "k")),
+        *((name, _POINTER) for name in ("x", "weight", "bias")),
+        ("prior_scale", ctypes.c_float),
+        *(
+            (name, _POINTER)
+            for name in ("group_log_probs", "allowed", "token_mask", "expert_ids", "gates")
+        ),
+    )
+
+
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "drl_status_message": (ctypes.c_char_p, (ctypes.c_int,)),
     "drl_isa_by_name": (ctypes.c_int, (ctypes.c_char_p, _POINTER)),
     "drl_default_isa": (ctypes.c_int, (_POINTER,)),
-    "drl_packed_bytes": (ctypes.c_size_t, (_POINTER,)),
-    "drl_pack": (ctypes.c_int, (_POINTER, _POINTER, _POINTER, ctypes.c_size_t)),
-    "drl_pack_int8": (ctypes.c_int, (_POINTER, _POINTER, _POINTER, _POINTER, ctypes.c_size_t)),
-    "drl_read_packed_shape": (ctypes.c_int, (Packed, _POINTER)),
-    "drl_unpack_int8": (ctypes.c_int, (Packed, _POINTER, _POINTER)),
-    "drl_linear_workspace_bytes": (ctypes.c_size_t, (_POINTER, ctypes.c_size_t)),
-    "drl_linear_int8": (ctypes.c_int, (_POINTER, Workspace, _POINTER)),
-    "drl_top_k_workspace_bytes": (ctypes.c_size_t, (_POINTER, ctypes.c_size_t, ctypes.c_size_t)),
-    "drl_top_k_int8": (ctypes.c_int, (_POINTER, Workspace, _POINTER)),
-    "drl_routed_ffn_workspace_bytes": (
-        ctypes.c_size_t,
-        (_POINTER, ctypes.c_size_t, ctypes.c_size_t),
-    ),
-    "drl_routed_ffn_int8": (ctypes.c_int, (_POINTER, Workspace, _POINTER)),
+    **{
+        f"drl_{part}_bytes": (_SIZE, (ctypes.c_int, *(ctypes.c_uint64,) * 3))
+        for part in ("values", "multipliers", "scales")
+    },
+    "drl_gather_rows": (ctypes.c_int, (_POINTER, _POINTER, _SIZE, _POINTER)),
 }
+_OPERATORS = ("linear", "head", "routed_ffn", "cached_attention", "cross_attention", "expert_route")
+for _name in _OPERATORS:
+    _FUNCTIONS[f"drl_{_name}_workspace_bytes"] = (_SIZE, (_POINTER,))
+    _FUNCTIONS[f"drl_{_name}_run"] = (ctypes.c_int, (_POINTER, Workspace, _POINTER))
 
 
-def declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Give the library's functions their types."""
-    for name, (result, arguments) in _FUNCTIONS.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+def function(library: ctypes.CDLL, name: str) -> Any:
+    """A function of the library with its types."""
+    found = getattr(library, name)
+    found.restype, found.argtypes = _FUNCTIONS[name]
+    return found
 
 
 def address(array: NDArray[Any] | None) -> int | None:

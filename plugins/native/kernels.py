@@ -1,46 +1,78 @@
-"""The kernels called from NumPy: packing weights for a bundle, and tests."""
+"""The kernels called from NumPy, as tests and measurements do."""
 
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from drl.plugins.native import abi
 from drl.plugins.native.library import LIBRARY, NativeLibraryError, load
 
-Bytes = NDArray[np.uint8]
+if TYPE_CHECKING:  # the package of operators imports ONNX, and nothing here needs it
+    from drl.plugins.ops.packing import PackedWeights
+
+Bool = NDArray[np.bool_]
 Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
 ParallelFor = Callable[[int, Callable[[int], None]], None]
 """Calls the function it is given once for every number below the count it is given."""
 
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
 """The values of `drl_activation`."""
 
+FORMATS = {"int8": 0, "int4": 1}
+"""The values of `drl_format`."""
+
 ISAS = ("scalar", "avx2", "avx512vnni")
 """The names of the values of `drl_isa`."""
 
 
 @dataclass(frozen=True)
+class RmsNorm:
+    """What becomes of a row before it is quantised: `x · weight / sqrt(mean(x²) + epsilon)`."""
+
+    weight: Float32
+    epsilon: float = 1e-6
+
+
+@dataclass(frozen=True)
 class RoutedWeights:
-    """The packed weights of all experts of a layer; biases as in the operator `RoutedFFN`.
+    """The weights of all experts of a layer; biases as in the operator `RoutedFFN`.
 
     `up` and `gate` hold E matrices of [f, d], `down` E matrices of [d, f].
     """
 
-    up: Bytes
-    down: Bytes
-    gate: Bytes | None = None
+    up: "PackedWeights"
+    down: "PackedWeights"
+    gate: "PackedWeights | None" = None
     up_bias: Float32 | None = None
     down_bias: Float32 | None = None
     gate_bias: Float32 | None = None
 
 
+@dataclass(frozen=True)
+class HeadResult:
+    """What the head says of every row.
+
+    Attributes:
+        logits: `[M, N]`, or None where they were not asked for.
+        values: The k largest logits `[M, k]`, the largest first.
+        ids: Their columns `[M, k]`.
+        normalisers: log Σ exp(logits), `[M]`.
+    """
+
+    logits: Float32 | None
+    values: Float32
+    ids: Int32
+    normalisers: Float32
+
+
 class Kernels:
-    """The native library's functions on arrays.
+    """The native library's functions on arrays. Those that are not of the right type are converted.
 
     Args:
         isa: "avx512vnni", "avx2" or "scalar"; None takes the best that the processor has, or the
@@ -52,7 +84,8 @@ class Kernels:
         isa: The instruction set in use.
 
     Raises:
-        NativeLibraryError: The library is missing, or the processor lacks the instruction set.
+        NativeLibraryError: The library is missing, or the processor lacks the instruction set; of
+            every method: an array does not fit the others.
     """
 
     def __init__(
@@ -61,185 +94,324 @@ class Kernels:
         parallel_for: ParallelFor | None = None,
         path: Path = LIBRARY,
     ) -> None:
-        self._library = abi.declare(load(path))
+        self._library = load(path)
         chosen = ctypes.c_int()
         if isa is None:
-            self._check(self._library.drl_default_isa(ctypes.byref(chosen)))
+            self._check(self._function("drl_default_isa")(ctypes.byref(chosen)))
         else:
-            self._check(self._library.drl_isa_by_name(isa.encode(), ctypes.byref(chosen)))
+            self._check(self._function("drl_isa_by_name")(isa.encode(), ctypes.byref(chosen)))
         self.isa = ISAS[chosen.value]
         self._callback = abi.ParallelFor()
         if parallel_for is not None:
             self._callback = abi.ParallelFor(_calling(parallel_for))
         self._execution = abi.Execution(chosen.value, self._callback, None)
 
-    def pack(self, weights: NDArray[Any]) -> Bytes:
-        """Quantise weights `[N, K]` or `[E, N, K]` per output channel, and pack them.
-
-        Raises:
-            NativeLibraryError: They hold NaN or infinity, or are too large or empty.
-        """
-        values = np.ascontiguousarray(weights, np.float32)
-        shape, packed = self._packed_for(values.shape)
-        self._check(
-            self._library.drl_pack(
-                values.ctypes.data, ctypes.byref(shape), packed.ctypes.data, packed.nbytes
-            )
-        )
-        return packed
-
-    def pack_int8(self, weights: NDArray[np.int8], scales: Float32) -> Bytes:
-        """Pack int8 weights `[N, K]` or `[E, N, K]` with scales `[N]` or `[E, N]`.
-
-        Raises:
-            NativeLibraryError: A scale is not finite, or a weight is -128.
-        """
-        values = np.ascontiguousarray(weights, np.int8)
-        factors = np.ascontiguousarray(scales, np.float32)
-        if factors.shape != values.shape[:-1]:
-            raise NativeLibraryError(f"scales {factors.shape} do not fit weights {values.shape}")
-        shape, packed = self._packed_for(values.shape)
-        self._check(
-            self._library.drl_pack_int8(
-                values.ctypes.data,
-                factors.ctypes.data,
-                ctypes.byref(shape),
-                packed.ctypes.data,
-                packed.nbytes,
-            )
-        )
-        return packed
-
-    def shape(self, packed: Bytes) -> tuple[int, int, int]:
-        """Matrices E, output channels N and depth K of packed weights.
-
-        Raises:
-            NativeLibraryError: They are damaged, or of a newer layout.
-        """
-        shape = abi.PackedShape()
-        self._check(self._library.drl_read_packed_shape(abi.Packed.of(packed), ctypes.byref(shape)))
-        return shape.matrices, shape.columns, shape.depth
-
-    def unpack(self, packed: Bytes) -> tuple[NDArray[np.int8], Float32]:
-        """Int8 weights `[E, N, K]` and scales `[E, N]` of packed weights."""
-        shape = self.shape(packed)
-        weights, scales = np.empty(shape, np.int8), np.empty(shape[:2], np.float32)
-        self._check(
-            self._library.drl_unpack_int8(
-                abi.Packed.of(packed), weights.ctypes.data, scales.ctypes.data
-            )
-        )
-        return weights, scales
-
     def linear(
         self,
         x: Float32,
-        packed: Bytes,
+        weights: "PackedWeights",
         bias: Float32 | None = None,
         activation: str = "none",
+        *,
+        norm: RmsNorm | None = None,
+        residual: Float32 | None = None,
     ) -> Float32:
-        """`activation(x @ W.T + bias)` for x `[M, K]`, each row quantised by itself."""
-        x = np.ascontiguousarray(x, np.float32)
-        shape = abi.PackedShape(*self.shape(packed))
-        bias = _contiguous(bias)
-        _expect("x", x, (len(x), shape.depth))
-        _expect("bias", bias, (shape.columns,))
-        y = np.empty((len(x), shape.columns), np.float32)
-        call = abi.Linear(
-            abi.Packed.of(packed),
-            abi.address(bias),
-            ACTIVATIONS[activation],
-            x.ctypes.data,
-            len(x),
-            y.ctypes.data,
-        )
-        size = self._library.drl_linear_workspace_bytes(ctypes.byref(shape), len(x))
-        self._run(self._library.drl_linear_int8, call, size)
+        """`residual + activation(x̂ · Wᵀ + bias)` for x `[M, K]`, each row quantised by itself.
+
+        With two matrices it is `residual + activation(x̂ · W₀ᵀ + bias[0]) · (x̂ · W₁ᵀ + bias[1])`,
+        with bias `[2, N]` instead of `[N]`.
+        """
+        (y,) = self._linear(x, weights, bias, activation, norm, residual, (weights.columns,))
         return y
 
-    def top_k(
-        self, x: Float32, packed: Bytes, k: int, bias: Float32 | None = None
-    ) -> tuple[Float32, NDArray[np.int32]]:
-        """The k largest values of every row of `linear`, and their columns, both `[M, k]`.
+    def split_linear(
+        self,
+        x: Float32,
+        weights: "PackedWeights",
+        columns: tuple[int, ...],
+        bias: Float32 | None = None,
+        *,
+        norm: RmsNorm | None = None,
+    ) -> tuple[Float32, ...]:
+        """`x̂ · Wᵀ + bias`, its columns split over up to three arrays `[M, columns[i]]`."""
+        if len(columns) > 3:
+            raise NativeLibraryError(f"there are at most 3 outputs, got {len(columns)}")
+        return self._linear(x, weights, bias, "none", norm, None, columns)
 
-        The largest come first, and equal ones by column. NaN is below every number.
+    def head(
+        self,
+        x: Float32,
+        weights: "PackedWeights",
+        k: int = 0,
+        bias: Float32 | None = None,
+        *,
+        factor: float = 1.0,
+        norm: RmsNorm | None = None,
+        logits: bool = False,
+    ) -> HeadResult:
+        """Logits `(x̂ · Wᵀ) · factor + bias`, if asked for, and the k largest of every row.
+
+        Equal ones come by column, and NaN is below every number.
 
         Raises:
-            NativeLibraryError: k is not in [1, N], or an array does not fit.
+            NativeLibraryError: k is not in [0, N], or an array does not fit.
         """
-        x = np.ascontiguousarray(x, np.float32)
-        shape = abi.PackedShape(*self.shape(packed))
-        bias = _contiguous(bias)
-        _expect("x", x, (len(x), shape.depth))
-        _expect("bias", bias, (shape.columns,))
-        if not 1 <= k <= shape.columns:
-            raise NativeLibraryError(f"k must be in [1, {shape.columns}], got {k}")
-        values, ids = np.empty((len(x), k), np.float32), np.empty((len(x), k), np.int32)
-        call = abi.TopK(
-            abi.Packed.of(packed),
-            abi.address(bias),
-            x.ctypes.data,
-            len(x),
-            k,
-            values.ctypes.data,
-            ids.ctypes.data,
+        x = _contiguous(x, np.float32)
+        bias = _optional(bias)
+        _expect("bias", bias, (weights.columns,))
+        if not 0 <= k <= weights.columns:
+            raise NativeLibraryError(f"k must be in [0, {weights.columns}], got {k}")
+        result = HeadResult(
+            np.empty((len(x), weights.columns), np.float32) if logits else None,
+            np.empty((len(x), k), np.float32),
+            np.empty((len(x), k), np.int32),
+            np.empty(len(x), np.float32),
         )
-        size = self._library.drl_top_k_workspace_bytes(ctypes.byref(shape), len(x), k)
-        self._run(self._library.drl_top_k_int8, call, size)
-        return values, ids
+        kept = _Kept()
+        call = abi.Head(
+            _weights(weights, kept),
+            _rows(x, weights, norm, kept),
+            abi.address(bias),
+            factor,
+            abi.address(result.logits),
+            k,
+            result.values.ctypes.data,
+            result.ids.ctypes.data,
+            result.normalisers.ctypes.data,
+        )
+        self._run("head", call)
+        return result
 
     def routed_ffn(
         self,
         x: Float32,
-        expert_ids: NDArray[np.int32],
+        expert_ids: Int32,
         gates: Float32,
         weights: RoutedWeights,
         activation: str,
+        residual: Float32 | None = None,
     ) -> Float32:
         """The operator `RoutedFFN` for x `[T, d]`, expert ids and gates `[T, k]`."""
-        x = np.ascontiguousarray(x, np.float32)
-        ids = np.ascontiguousarray(expert_ids, np.int32)
-        factors = np.ascontiguousarray(gates, np.float32)
-        biases = [_contiguous(b) for b in (weights.up_bias, weights.gate_bias, weights.down_bias)]
-        shape = abi.PackedShape(*self.shape(weights.up))
-        _expect("x", x, (len(x), shape.depth))
+        x = _contiguous(x, np.float32)
+        ids, factors = _contiguous(expert_ids, np.int32), _contiguous(gates, np.float32)
+        biases = [_optional(b) for b in (weights.up_bias, weights.gate_bias, weights.down_bias)]
+        residual = _optional(residual)
+        up = weights.up
+        _expect("x", x, (len(x), up.depth))
+        _expect("expert_ids", ids, (len(x), *ids.shape[1:2]))
         _expect("gates", factors, ids.shape)
-        for bias, width in zip(biases, (shape.columns, shape.columns, shape.depth), strict=True):
-            _expect("bias", bias, (shape.matrices, width))
+        _expect("residual", residual, x.shape)
+        for bias, width in zip(biases, (up.columns, up.columns, up.depth), strict=True):
+            _expect("bias", bias, (up.matrices, width))
         y = np.empty_like(x)
+        kept = _Kept()
         call = abi.RoutedFfn(
-            abi.Packed.of(weights.up),
-            abi.Packed.of(weights.gate),
-            abi.Packed.of(weights.down),
+            _weights(up, kept),
+            abi.Weights() if weights.gate is None else _weights(weights.gate, kept),
+            _weights(weights.down, kept),
             *(abi.address(bias) for bias in biases),
             ACTIVATIONS[activation],
             x.ctypes.data,
             ids.ctypes.data,
             factors.ctypes.data,
             *ids.shape,
+            abi.address(residual),
             y.ctypes.data,
         )
-        size = self._library.drl_routed_ffn_workspace_bytes(ctypes.byref(shape), *ids.shape)
-        self._run(self._library.drl_routed_ffn_int8, call, size)
+        self._run("routed_ffn", call)
         return y
 
-    def _packed_for(self, shape: tuple[int, ...]) -> tuple[abi.PackedShape, Bytes]:
-        if len(shape) not in (2, 3):
-            raise NativeLibraryError(f"weights must be [N, K] or [E, N, K], got {shape}")
-        packed_shape = abi.PackedShape(*((1, *shape)[-3:]))
-        size = self._library.drl_packed_bytes(ctypes.byref(packed_shape))
-        if size == 0:
-            raise NativeLibraryError(f"weights of shape {shape} cannot be packed")
-        return packed_shape, np.empty(size, np.uint8)
+    def gather_rows(self, ids: NDArray[np.int64], weights: "PackedWeights") -> Float32:
+        """Rows of one int8 matrix as floats `[..., K]`.
 
-    def _run(self, function: Any, call: ctypes.Structure, workspace_bytes: int) -> None:
-        memory = np.empty(workspace_bytes, np.uint8)
+        Raises:
+            NativeLibraryError: An id is outside of [0, N), or the weights are not int8.
+        """
+        ids = _contiguous(ids, np.int64)
+        y = np.empty((*ids.shape, weights.depth), np.float32)
+        kept = _Kept()
+        packed = _weights(weights, kept)
+        function = self._function("drl_gather_rows")
+        self._check(function(ctypes.byref(packed), ids.ctypes.data, ids.size, y.ctypes.data))
+        return y
+
+    def cached_attention(
+        self,
+        q: Float32,
+        k: Float32,
+        v: Float32,
+        keys: Float32,
+        values: Float32,
+        lengths: Int32,
+        bias: Float32 | None = None,
+        *,
+        num_heads: int,
+        scale: float,
+    ) -> Float32:
+        """The operator `CachedAttention`: q `[B, T, H·h]` attends to caches `[B, N, C, h]`.
+
+        `keys` and `values` are written in place, so they must be contiguous float32 arrays.
+        `bias` is `[1 or B, H, T, max(lengths) + T]`.
+        """
+        q, k, v = (_contiguous(array, np.float32) for array in (q, k, v))
+        lengths, bias = _contiguous(lengths, np.int32), _optional(bias)
+        rows, kv_heads, capacity, width = keys.shape
+        tokens = q.shape[1]
+        slots = int(lengths.max(initial=0)) + tokens
+        _expect("q", q, (rows, tokens, num_heads * width))
+        for name, array in (("k", k), ("v", v)):
+            _expect(name, array, (rows, tokens, kv_heads * width))
+        _expect("values", values, keys.shape)
+        _expect("lengths", lengths, (rows,))
+        bias_rows = 0 if bias is None else len(bias)
+        _expect("bias", bias, (bias_rows, num_heads, tokens, slots))
+        for name, array in (("keys", keys), ("values", values)):
+            if array.dtype != np.float32 or not array.flags.c_contiguous:
+                raise NativeLibraryError(f"{name} must be a contiguous float32 array")
+        y = np.empty_like(q)
+        call = abi.CachedAttention(
+            *(rows, tokens, num_heads, kv_heads, width, capacity),
+            scale,
+            *(abi.address(array) for array in (q, k, v, keys, values, lengths, bias)),
+            bias_rows,
+            slots,
+            y.ctypes.data,
+        )
+        self._run("cached_attention", call)
+        return y
+
+    def cross_attention(
+        self,
+        q: Float32,
+        keys: Float32,
+        values: Float32,
+        bias: Float32,
+        *,
+        num_heads: int,
+        scale: float,
+    ) -> Float32:
+        """The operator `CrossAttention`: q `[B, T, H·h]`, keys and values `[R, N, K, h]`."""
+        q, keys, values, bias = (_contiguous(a, np.float32) for a in (q, keys, values, bias))
+        sources, kv_heads, states, width = keys.shape
+        rows, tokens = q.shape[:2]
+        _expect("q", q, (rows, tokens, num_heads * width))
+        _expect("values", values, keys.shape)
+        _expect("bias", bias, (sources, states))
+        y = np.empty_like(q)
+        call = abi.CrossAttention(
+            *(rows, sources, tokens, num_heads, kv_heads, width, states),
+            scale,
+            *(array.ctypes.data for array in (q, keys, values, bias, y)),
+        )
+        self._run("cross_attention", call)
+        return y
+
+    def expert_route(
+        self,
+        x: Float32,
+        weight: Float32,
+        group_log_probs: Float32,
+        allowed: Bool,
+        token_mask: Bool,
+        bias: Float32 | None = None,
+        *,
+        k: int,
+        prior_scale: float,
+    ) -> tuple[Int32, Float32]:
+        """The operator `ExpertRoute` for x `[T, d]`: expert ids and gates, both `[T, k]`.
+
+        `weight` is `[d, E]`, `group_log_probs` and `allowed` `[T, G]`, `token_mask` `[T]`.
+        """
+        x, weight = _contiguous(x, np.float32), _contiguous(weight, np.float32)
+        priors, bias = _contiguous(group_log_probs, np.float32), _optional(bias)
+        allowed, token_mask = _contiguous(allowed, np.bool_), _contiguous(token_mask, np.bool_)
+        tokens, (depth, experts), groups = len(x), weight.shape, priors.shape[1]
+        _expect("x", x, (tokens, depth))
+        _expect("bias", bias, (experts,))
+        _expect("group_log_probs", priors, (tokens, groups))
+        _expect("allowed", allowed, (tokens, groups))
+        _expect("token_mask", token_mask, (tokens,))
+        ids, gates = np.empty((tokens, k), np.int32), np.empty((tokens, k), np.float32)
+        call = abi.ExpertRoute(
+            *(tokens, depth, experts, groups, k),
+            *(abi.address(array) for array in (x, weight, bias)),
+            prior_scale,
+            *(array.ctypes.data for array in (priors, allowed, token_mask, ids, gates)),
+        )
+        self._run("expert_route", call)
+        return ids, gates
+
+    def _linear(
+        self,
+        x: Float32,
+        weights: "PackedWeights",
+        bias: Float32 | None,
+        activation: str,
+        norm: RmsNorm | None,
+        residual: Float32 | None,
+        columns: tuple[int, ...],
+    ) -> tuple[Float32, ...]:
+        x, bias, residual = _contiguous(x, np.float32), _optional(bias), _optional(residual)
+        gated = () if weights.matrices == 1 else (weights.matrices,)
+        _expect("bias", bias, (*gated, weights.columns))
+        _expect("residual", residual, (len(x), weights.columns))
+        outputs = tuple(np.empty((len(x), width), np.float32) for width in columns)
+        kept = _Kept()
+        call = abi.Linear(
+            _weights(weights, kept),
+            _rows(x, weights, norm, kept),
+            abi.address(bias),
+            abi.address(residual),
+            ACTIVATIONS[activation],
+        )
+        for place, y in enumerate(outputs):
+            call.outputs[place] = abi.Output(y.ctypes.data, y.shape[1])
+        self._run("linear", call)
+        return outputs
+
+    def _run(self, operator: str, call: ctypes.Structure) -> None:
+        size = self._function(f"drl_{operator}_workspace_bytes")(ctypes.byref(call))
+        memory = np.empty(size, np.uint8)
         workspace = abi.Workspace(memory.ctypes.data, memory.nbytes)
-        self._check(function(ctypes.byref(call), workspace, ctypes.byref(self._execution)))
+        run = self._function(f"drl_{operator}_run")
+        self._check(run(ctypes.byref(call), workspace, ctypes.byref(self._execution)))
+
+    def _function(self, name: str) -> Any:
+        return abi.function(self._library, name)
 
     def _check(self, status: int) -> None:
         if status != 0:
-            raise NativeLibraryError(self._library.drl_status_message(status).decode())
+            message = self._function("drl_status_message")(status)
+            raise NativeLibraryError(message.decode())
+
+
+class _Kept(list[NDArray[Any]]):
+    """Arrays that structs point to and that must live until the call is over."""
+
+    def address(self, array: NDArray[Any], dtype: DTypeLike) -> int:
+        """Where the array lies, or a contiguous copy of this type."""
+        self.append(_contiguous(array, dtype))
+        return self[-1].ctypes.data
+
+
+def _weights(weights: "PackedWeights", kept: _Kept) -> abi.Weights:
+    multipliers = weights.multipliers
+    return abi.Weights(
+        FORMATS[weights.format],
+        *(weights.matrices, weights.columns, weights.depth),
+        kept.address(weights.values, np.uint8),
+        None if multipliers is None else kept.address(multipliers, np.uint8),
+        kept.address(weights.scales, np.float32),
+    )
+
+
+def _rows(x: Float32, weights: "PackedWeights", norm: RmsNorm | None, kept: _Kept) -> abi.Rows:
+    _expect("x", x, (len(x), weights.depth))
+    if norm is None:
+        return abi.Rows(x.ctypes.data, len(x), None, 0.0)
+    _expect("norm", np.asarray(norm.weight), (weights.depth,))
+    scale = kept.address(norm.weight, np.float32)
+    return abi.Rows(x.ctypes.data, len(x), scale, norm.epsilon)
 
 
 def _calling(parallel_for: ParallelFor) -> Callable[[Any, int, Any, Any], None]:
@@ -249,7 +421,11 @@ def _calling(parallel_for: ParallelFor) -> Callable[[Any, int, Any, Any], None]:
     return run
 
 
-def _contiguous(array: Float32 | None) -> Float32 | None:
+def _contiguous(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+    return np.ascontiguousarray(array, dtype)
+
+
+def _optional(array: Float32 | None) -> Float32 | None:
     return None if array is None else np.ascontiguousarray(array, np.float32)
 
 

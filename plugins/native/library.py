@@ -1,23 +1,18 @@
-"""The compiled library: where it lies, what it holds, and how to get it where it is missing."""
+"""The compiled library: where it lies, and how to get it where it is missing or wrong."""
 
 import ctypes
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """`DRL_NATIVE_ABI_VERSION` of `src/drl_native.h`."""
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).parent / f"libdrl_native{_SUFFIX}"
 
 NO_LIBRARY = (
-    "DRL's native kernels were not built: the installation found no C++ compiler that works, or is "
-    "older than they are; install one (such as g++) and install DRL again"
-)
-NO_OPERATORS = (
-    "DRL's native kernels were built without ONNX Runtime's operators, since its C headers were "
-    "missing; install them (Debian and Ubuntu: libonnxruntime-dev) or name their folder in "
-    "DRL_ORT_INCLUDE, and install DRL again"
+    "DRL's native kernels were not built: the installation found no C++ compiler that works; "
+    "install one (such as g++) and install DRL again"
 )
 
 
@@ -30,13 +25,12 @@ class NativeLibrary:
     """What this installation has.
 
     Attributes:
-        path: The compiled library, or None.
-        has_operators: Whether it also holds operators for ONNX Runtime.
+        path: The compiled library, which holds the kernels and the operators for ONNX Runtime; or
+            None.
         missing: What is missing, why, and how to get it; empty where all is there.
     """
 
     path: Path | None
-    has_operators: bool
     missing: str = ""
 
 
@@ -47,11 +41,9 @@ def find_library(path: Path = LIBRARY) -> NativeLibrary:
         NativeLibraryError: A library is there and does not load, or is another version's.
     """
     if not path.exists():
-        return NativeLibrary(None, False, NO_LIBRARY)
-    handle = load(path)
-    if not hasattr(handle, "RegisterCustomOps"):
-        return NativeLibrary(path, False, NO_OPERATORS)
-    return NativeLibrary(path, True)
+        return NativeLibrary(None, NO_LIBRARY)
+    load(path)
+    return NativeLibrary(path)
 
 
 def load(path: Path = LIBRARY) -> ctypes.CDLL:
@@ -64,13 +56,22 @@ def load(path: Path = LIBRARY) -> ctypes.CDLL:
         raise NativeLibraryError(NO_LIBRARY)
     try:
         handle = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeLibraryError(
+            f"{path} does not load ({error}): it is damaged, or was built for another processor or "
+            "system; install DRL again on this machine"
+        ) from error
+    try:
         handle.drl_abi_version.restype = ctypes.c_uint32
         version = handle.drl_abi_version()
-    except (OSError, AttributeError) as error:
-        raise NativeLibraryError(f"{path} does not load ({error}); install DRL again") from error
+    except AttributeError as error:
+        raise NativeLibraryError(
+            f"{path} is not DRL's native library, since it has no drl_abi_version; "
+            "install DRL again"
+        ) from error
     if version != ABI_VERSION:
         raise NativeLibraryError(
-            f"{path} has interface version {version} and this is DRL with {ABI_VERSION}; "
-            "install DRL again"
+            f"{path} was built by another version of DRL: its interface is {version} and this one "
+            f"needs {ABI_VERSION}; install DRL again"
         )
     return handle

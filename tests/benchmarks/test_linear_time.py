@@ -1,8 +1,8 @@
 from drl.benchmarks import linear_time
-from tests.plugins.native.sets import needs_operators
+from tests.plugins.native.sets import needs_library
 
 
-@needs_operators
+@needs_library
 def test_every_engine_is_timed() -> None:
     times = list(linear_time.measure(128, 64, (1, 3), (1,), repeats=1, weights=0))
     assert {(t.engine, t.rows) for t in times} == {

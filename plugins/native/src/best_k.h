@@ -11,8 +11,8 @@ class BestK {
   BestK(size_t k, float* values, int32_t* ids) : k_(k), values_(values), ids_(ids) {}
 
   void offer(float value, int32_t id) {
-    if (filled_ == k_ && !better(value, values_[k_ - 1])) return;
-    size_t place = filled_ < k_ ? filled_++ : k_ - 1;
+    if (full() && !better(value, values_[k_ - 1])) return;
+    size_t place = full() ? k_ - 1 : filled_++;
     for (; place > 0 && better(value, values_[place - 1]); --place) {
       values_[place] = values_[place - 1];
       ids_[place] = ids_[place - 1];
@@ -21,15 +21,16 @@ class BestK {
     ids_[place] = id;
   }
 
-  // Whether none of these would get in, found without a branch per number.
-  bool refuses(const float* values, size_t count) const {
-    if (filled_ < k_) return false;
-    const float worst = values_[k_ - 1];
-    if (worst != worst) return false;
-    int32_t hits = 0;
-    for (size_t i = 0; i < count; ++i) hits += values[i] > worst ? 1 : 0;
-    return hits == 0;
+  // Offers all that another list has kept.
+  void offer_all(const BestK& other) {
+    for (size_t i = 0; i < other.filled_; ++i) offer(other.values_[i], other.ids_[i]);
   }
+
+  bool full() const { return filled_ == k_; }
+  // The worst one of a full list.
+  float worst() const { return values_[k_ - 1]; }
+  // Whether numbers of which none is larger than `largest` would all stay outside.
+  bool refuses(float largest) const { return full() && largest <= worst(); }
 
  private:
   static bool better(float a, float b) { return a > b || (b != b && a == a); }

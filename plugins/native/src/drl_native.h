@@ -1,7 +1,8 @@
 // The C interface of DRL's CPU kernels: what ctypes, ONNX Runtime's shim and other programs call.
 //
 // Every function that can fail returns a drl_status; nothing throws, allocates or keeps state.
-// Matrices are row-major. Weights are int8, symmetric, with one scale per output channel.
+// Matrices are row-major, all floats are float32. What a function writes overlaps nothing that it
+// reads, but for the caches of drl_cached_attention.
 #ifndef DRL_NATIVE_H
 #define DRL_NATIVE_H
 
@@ -19,19 +20,19 @@ extern "C" {
 #endif
 
 // Raised whenever a function or a struct of this file changes its meaning.
-#define DRL_NATIVE_ABI_VERSION 1
+#define DRL_NATIVE_ABI_VERSION 2
+// The newest layout of packed weights that these kernels read.
+#define DRL_PACKED_LAYOUT 2
 
 typedef enum drl_status {
   DRL_OK = 0,
   DRL_BAD_ARGUMENT = 1,         // a size that is not possible, or a null or odd pointer
-  DRL_NOT_FINITE = 2,           // weights or scales with NaN or infinity
-  DRL_NOT_PACKED = 3,           // not packed weights, cut short, or damaged in the header
-  DRL_NEWER_LAYOUT = 4,         // packed by a newer version
-  DRL_UNKNOWN_ISA = 5,          // no such instruction set
-  DRL_ISA_UNAVAILABLE = 6,      // an instruction set that this processor lacks
-  DRL_WORKSPACE_TOO_SMALL = 7,  //
-  DRL_SHAPES_DIFFER = 8,        // packed weights that do not fit each other
-  DRL_NO_SUCH_EXPERT = 9        // an expert id outside [-1, E)
+  DRL_UNKNOWN_ISA = 2,          // no such instruction set
+  DRL_ISA_UNAVAILABLE = 3,      // an instruction set that this processor lacks
+  DRL_WORKSPACE_TOO_SMALL = 4,  //
+  DRL_SHAPES_DIFFER = 5,        // weights that do not fit each other or the call
+  DRL_NO_SUCH_EXPERT = 6,       // an expert id outside [-1, E)
+  DRL_CACHE_FULL = 7            // more tokens than the cache has slots
 } drl_status;
 
 typedef enum drl_isa { DRL_ISA_SCALAR = 0, DRL_ISA_AVX2 = 1, DRL_ISA_AVX512VNNI = 2 } drl_isa;
@@ -61,19 +62,6 @@ typedef struct drl_workspace {
   size_t bytes;
 } drl_workspace;
 
-// Packed weights: see packed_weights.h. At a multiple of 4 bytes; a mapped file serves.
-typedef struct drl_packed {
-  const void* data;
-  size_t bytes;
-} drl_packed;
-
-// `matrices` matrices of [columns, depth], each as in y = x · Wᵀ.
-typedef struct drl_packed_shape {
-  uint64_t matrices;
-  uint64_t columns;
-  uint64_t depth;
-} drl_packed_shape;
-
 DRL_EXPORT uint32_t drl_abi_version(void);
 DRL_EXPORT const char* drl_status_message(drl_status status);
 
@@ -82,74 +70,163 @@ DRL_EXPORT drl_status drl_isa_by_name(const char* name, drl_isa* isa);
 // The best one here, or the one that the environment variable DRL_NATIVE_ISA names.
 DRL_EXPORT drl_status drl_default_isa(drl_isa* isa);
 
-// Bytes of packed weights of a shape, or 0 where it cannot be packed.
-DRL_EXPORT size_t drl_packed_bytes(const drl_packed_shape* shape);
-// Quantises weights [matrices, columns, depth] and packs them into `packed`.
-DRL_EXPORT drl_status drl_pack(const float* weights, const drl_packed_shape* shape, void* packed,
-                               size_t bytes);
-// Packs weights that are quantised already, with scales [matrices, columns].
-DRL_EXPORT drl_status drl_pack_int8(const int8_t* weights, const float* scales,
-                                    const drl_packed_shape* shape, void* packed, size_t bytes);
-DRL_EXPORT drl_status drl_read_packed_shape(drl_packed packed, drl_packed_shape* shape);
-DRL_EXPORT drl_status drl_unpack_int8(drl_packed packed, int8_t* weights, float* scales);
+typedef enum drl_format { DRL_FORMAT_INT8 = 0, DRL_FORMAT_INT4 = 1 } drl_format;
 
-// y[rows, columns] = activation(x[rows, depth] · Wᵀ + bias[columns]), x quantised row by row.
+// Packed weights: `matrices` matrices of [columns, depth], each as in y = x · Wᵀ; see
+// packed_weights.h for the layout. Values may lie anywhere; a mapped file serves.
+typedef struct drl_weights {
+  drl_format format;
+  uint64_t matrices;
+  uint64_t columns;
+  uint64_t depth;
+  const uint8_t* values;
+  const uint8_t* multipliers;  // of int4, else null
+  const float* scales;
+} drl_weights;
+
+// Bytes of the values, multipliers and scales of weights of this shape; 0 where there can be none.
+DRL_EXPORT size_t drl_values_bytes(drl_format format, uint64_t matrices, uint64_t columns,
+                                   uint64_t depth);
+DRL_EXPORT size_t drl_multipliers_bytes(drl_format format, uint64_t matrices, uint64_t columns,
+                                        uint64_t depth);
+DRL_EXPORT size_t drl_scales_bytes(drl_format format, uint64_t matrices, uint64_t columns,
+                                   uint64_t depth);
+
+// Rows x̂ before they are quantised: x · norm / sqrt(mean(x²) + epsilon), or x where norm is null.
+typedef struct drl_rows {
+  const float* x;     // [count, depth]
+  size_t count;
+  const float* norm;  // [depth], or null
+  float epsilon;
+} drl_rows;
+
+// y = residual + activation(x̂ · Wᵀ + bias), for the columns of one matrix; or, with two matrices,
+// residual + activation(x̂ · W₀ᵀ + bias₀) ⊙ (x̂ · W₁ᵀ + bias₁).
 //
-// A row of x with NaN or infinity gives a row of NaN and touches no other. `bias` may be null.
+// A row of x with NaN or infinity gives a row of NaN and touches no other. The columns may be split
+// over up to three outputs: q, k and v of an attention layer.
 typedef struct drl_linear {
-  drl_packed weight;  // of one matrix
-  const float* bias;
+  drl_weights weights;  // of one or two matrices
+  drl_rows rows;
+  const float* bias;      // [matrices, columns], or null
+  const float* residual;  // [rows, columns], or null; it needs a single output
   drl_activation activation;
-  const float* x;
-  size_t rows;
-  float* y;
+  struct {
+    float* y;        // [rows, columns of this output]
+    size_t columns;  // 0: no such output
+  } outputs[3];
 } drl_linear;
 
-DRL_EXPORT size_t drl_linear_workspace_bytes(const drl_packed_shape* shape, size_t rows);
-DRL_EXPORT drl_status drl_linear_int8(const drl_linear* linear, drl_workspace workspace,
-                                      const drl_execution* execution);
-
-// The k largest values of every row of x · Wᵀ + bias, as drl_linear computes them, and their
-// columns; the largest first, equal ones by column. NaN is below every number.
-typedef struct drl_top_k {
-  drl_packed weight;  // of one matrix
-  const float* bias;  // or null
-  const float* x;
-  size_t rows;
-  size_t k;       // at most the columns
-  float* values;  // [rows, k]
-  int32_t* ids;   // [rows, k]
-} drl_top_k;
-
-DRL_EXPORT size_t drl_top_k_workspace_bytes(const drl_packed_shape* shape, size_t rows, size_t k);
-DRL_EXPORT drl_status drl_top_k_int8(const drl_top_k* head, drl_workspace workspace,
+DRL_EXPORT size_t drl_linear_workspace_bytes(const drl_linear* linear);
+DRL_EXPORT drl_status drl_linear_run(const drl_linear* linear, drl_workspace workspace,
                                      const drl_execution* execution);
 
-// The feed-forward layer of experts: the operator drl.RoutedFFN with int8 weights.
+// A language model's head: logits = (x̂ · Wᵀ)·factor + bias, and of every row the k largest and the
+// logarithm of the sum of their exponentials.
+typedef struct drl_head {
+  drl_weights weights;  // of one matrix
+  drl_rows rows;
+  const float* bias;   // [columns], or null
+  float factor;
+  float* logits;       // [rows, columns], or null: they are not written out
+  size_t k;            // at most the columns; 0 for none
+  float* values;       // [rows, k], the largest first, equal ones by column, NaN last
+  int32_t* ids;        // [rows, k]
+  float* normalisers;  // [rows]
+} drl_head;
+
+DRL_EXPORT size_t drl_head_workspace_bytes(const drl_head* head);
+DRL_EXPORT drl_status drl_head_run(const drl_head* head, drl_workspace workspace,
+                                   const drl_execution* execution);
+
+// The feed-forward layer of experts: the operator drl.RoutedFFN with packed weights.
 //
-// y[t] = Σ_j gates[t,j] · down[e](act(up[e](x[t]))) with e = expert_ids[t,j], or with
-// act(gate[e](x[t])) ⊙ up[e](x[t]) where there is a gate. An id of -1 contributes nothing. Only
-// the experts that are chosen are read. Biases [E, f], [E, f] and [E, d] may be null.
+// y[t] = residual[t] + Σ_j gates[t,j] · down[e](act(up[e](x[t]))) with e = expert_ids[t,j], or with
+// act(gate[e](x[t])) ⊙ up[e](x[t]) where there is a gate. Experts are added up in ascending order.
+// An id of -1 contributes nothing. Only the experts that are chosen are read.
 typedef struct drl_routed_ffn {
-  drl_packed up;    // E matrices of [f, d]
-  drl_packed gate;  // the same, or null data
-  drl_packed down;  // E matrices of [d, f]
-  const float* up_bias;
-  const float* gate_bias;
-  const float* down_bias;
+  drl_weights up;    // E matrices of [f, d]
+  drl_weights gate;  // the same, or null values
+  drl_weights down;  // E matrices of [d, f]
+  const float* up_bias;    // [E, f], or null
+  const float* gate_bias;  // [E, f], or null
+  const float* down_bias;  // [E, d], or null
   drl_activation activation;
   const float* x;             // [tokens, d]
   const int32_t* expert_ids;  // [tokens, choices]
   const float* gates;         // [tokens, choices]
   size_t tokens;
   size_t choices;
-  float* y;  // [tokens, d]
+  const float* residual;  // [tokens, d], or null
+  float* y;               // [tokens, d]
 } drl_routed_ffn;
 
-DRL_EXPORT size_t drl_routed_ffn_workspace_bytes(const drl_packed_shape* up, size_t tokens,
-                                                 size_t choices);
-DRL_EXPORT drl_status drl_routed_ffn_int8(const drl_routed_ffn* layer, drl_workspace workspace,
-                                          const drl_execution* execution);
+DRL_EXPORT size_t drl_routed_ffn_workspace_bytes(const drl_routed_ffn* layer);
+DRL_EXPORT drl_status drl_routed_ffn_run(const drl_routed_ffn* layer, drl_workspace workspace,
+                                         const drl_execution* execution);
+
+// Rows of int8 weights as floats: y[i] is row ids[i] of the one matrix. An id outside [0, columns)
+// is DRL_BAD_ARGUMENT.
+DRL_EXPORT drl_status drl_gather_rows(const drl_weights* weights, const int64_t* ids, size_t count,
+                                      float* y);
+
+// The operator drl.CachedAttention: new keys and values go to slots lengths[b] + t, in place, then
+// new token t of row b attends to slots 0 … lengths[b] + t.
+typedef struct drl_cached_attention {
+  size_t rows, tokens, heads, kv_heads, width, capacity;  // B, T, H, N, h, C
+  float scale;
+  const float* q;          // [B, T, H·h]
+  const float* k;          // [B, T, N·h]
+  const float* v;          // [B, T, N·h]
+  float* keys;             // [B, N, C, h]
+  float* values;           // [B, N, C, h]
+  const int32_t* lengths;  // [B], tokens of a row in the cache before
+  const float* bias;       // [bias_rows, H, T, slots], or null
+  size_t bias_rows;        // 1 or B
+  size_t slots;            // max(lengths) + T
+  float* y;                // [B, T, H·h]
+} drl_cached_attention;
+
+DRL_EXPORT size_t drl_cached_attention_workspace_bytes(const drl_cached_attention* attention);
+DRL_EXPORT drl_status drl_cached_attention_run(const drl_cached_attention* attention,
+                                               drl_workspace workspace,
+                                               const drl_execution* execution);
+
+// The operator drl.CrossAttention: row b attends to all K states of source b / (B / R).
+typedef struct drl_cross_attention {
+  size_t rows, sources, tokens, heads, kv_heads, width, states;  // B, R, T, H, N, h, K
+  float scale;
+  const float* q;       // [B, T, H·h]
+  const float* keys;    // [R, N, K, h]
+  const float* values;  // [R, N, K, h]
+  const float* bias;    // [R, K]
+  float* y;             // [B, T, H·h]
+} drl_cross_attention;
+
+DRL_EXPORT size_t drl_cross_attention_workspace_bytes(const drl_cross_attention* attention);
+DRL_EXPORT drl_status drl_cross_attention_run(const drl_cross_attention* attention,
+                                              drl_workspace workspace,
+                                              const drl_execution* execution);
+
+// The operator drl.ExpertRoute: scores = x · W + bias + prior_scale · group_log_probs[group of e],
+// -1e4 where the group is not allowed; softmax over the experts; the k most probable, ties to the
+// lowest. Padding gets ids -1 and gates 0.
+typedef struct drl_expert_route {
+  size_t tokens, depth, experts, groups, k;
+  const float* x;                // [tokens, depth]
+  const float* weight;           // [depth, experts]
+  const float* bias;             // [experts], or null
+  float prior_scale;
+  const float* group_log_probs;  // [tokens, groups]
+  const uint8_t* allowed;        // [tokens, groups], 0 or 1
+  const uint8_t* token_mask;     // [tokens], 0 or 1
+  int32_t* expert_ids;           // [tokens, k]
+  float* gates;                  // [tokens, k]
+} drl_expert_route;
+
+DRL_EXPORT size_t drl_expert_route_workspace_bytes(const drl_expert_route* route);
+DRL_EXPORT drl_status drl_expert_route_run(const drl_expert_route* route, drl_workspace workspace,
+                                           const drl_execution* execution);
 
 #ifdef __cplusplus
 }

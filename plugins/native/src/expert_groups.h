@@ -5,6 +5,13 @@
 
 namespace drl {
 
+// An expert that was chosen, and its choices.
+struct ActiveExpert {
+  size_t expert;
+  size_t first;
+  size_t count;
+};
+
 // A choice is one (token, slot) that chose an expert. Choices are numbered by expert, and within
 // an expert by token and slot.
 class ExpertGroups {
@@ -14,64 +21,74 @@ class ExpertGroups {
       : experts_(experts),
         places_(carver.take<size_t>(choices)),
         starts_(carver.take<size_t>(experts + 1)),
-        active_(carver.take<size_t>(experts)),
+        active_(carver.take<ActiveExpert>(choices < experts ? choices : experts)),
         blocks_(carver.take<RowBlock>(choices)) {}
 
   // Sorts the choices; -1 is none.
   drl_status sort(const int32_t* expert_ids, size_t count, size_t tile_rows) {
-    for (size_t expert = 0; expert <= experts_; ++expert) starts_[expert] = 0;
     for (size_t place = 0; place < count; ++place) {
       const int32_t expert = expert_ids[place];
       if (expert < -1 || expert >= static_cast<int64_t>(experts_)) return DRL_NO_SUCH_EXPERT;
-      if (expert >= 0) ++starts_[expert + 1];
     }
-    active_count_ = 0;
-    for (size_t expert = 0; expert < experts_; ++expert) {
-      if (starts_[expert + 1] > 0) active_[active_count_++] = expert;
-      starts_[expert + 1] += starts_[expert];
+    active_count_ = block_count_ = 0;
+    if (count == 1) {
+      take_one(expert_ids[0]);
+    } else {
+      sort_many(expert_ids, count);
     }
-    for (size_t place = 0; place < count; ++place) {
-      // Each start moves up to where the next expert's choices begin, and is moved back below.
-      if (expert_ids[place] >= 0) places_[starts_[expert_ids[place]]++] = place;
+    for (size_t index = 0; index < active_count_; ++index) {
+      for_blocks(active_[index], tile_rows,
+                 [&](RowBlock block) { blocks_[block_count_++] = block; });
     }
-    for (size_t expert = experts_; expert > 0; --expert) starts_[expert] = starts_[expert - 1];
-    starts_[0] = 0;
-    list_blocks(tile_rows);
     return DRL_OK;
   }
 
+  // Experts that were chosen at all, ascending.
   size_t active_count() const { return active_count_; }
-  size_t active(size_t index) const { return active_[index]; }
+  const ActiveExpert& active(size_t index) const { return active_[index]; }
   // Where a choice stands in the expert ids.
   size_t place(size_t choice) const { return places_[choice]; }
   size_t block_count() const { return block_count_; }
   RowBlock block(size_t index) const { return blocks_[index]; }
-  size_t choices_of(size_t expert) const { return starts_[expert + 1] - starts_[expert]; }
 
   // Calls visit(block) for the blocks of an expert.
   template <class Visit>
-  void for_blocks(size_t expert, size_t tile_rows, const Visit& visit) const {
-    const size_t rows = choices_of(expert);
-    for (size_t index = 0; index < ceil_div(rows, tile_rows); ++index) {
-      RowBlock block = block_of(rows, tile_rows, index);
-      block.first += starts_[expert];
+  void for_blocks(const ActiveExpert& active, size_t tile_rows, const Visit& visit) const {
+    for (size_t index = 0; index < ceil_div(active.count, tile_rows); ++index) {
+      RowBlock block = block_of(active.count, tile_rows, index);
+      block.first += active.first;
       visit(block);
     }
   }
 
  private:
-  void list_blocks(size_t tile_rows) {
-    block_count_ = 0;
-    for (size_t index = 0; index < active_count_; ++index) {
-      for_blocks(active_[index], tile_rows,
-                 [&](RowBlock block) { blocks_[block_count_++] = block; });
+  // One token with one choice, as in most steps of a decoder, is sorted already.
+  void take_one(int32_t expert) {
+    if (expert < 0) return;
+    places_[0] = 0;
+    active_[active_count_++] = {static_cast<size_t>(expert), 0, 1};
+  }
+
+  void sort_many(const int32_t* expert_ids, size_t count) {
+    for (size_t expert = 0; expert <= experts_; ++expert) starts_[expert] = 0;
+    for (size_t place = 0; place < count; ++place) {
+      if (expert_ids[place] >= 0) ++starts_[expert_ids[place] + 1];
+    }
+    for (size_t expert = 0; expert < experts_; ++expert) {
+      const size_t chosen = starts_[expert + 1];
+      if (chosen > 0) active_[active_count_++] = {expert, starts_[expert], chosen};
+      starts_[expert + 1] += starts_[expert];
+    }
+    // Each start moves up to where the next expert's choices begin.
+    for (size_t place = 0; place < count; ++place) {
+      if (expert_ids[place] >= 0) places_[starts_[expert_ids[place]]++] = place;
     }
   }
 
   size_t experts_;
   size_t* places_;  // [choices]
   size_t* starts_;  // [experts + 1], the first choice of every expert
-  size_t* active_;  // experts that were chosen at all
+  ActiveExpert* active_;
   RowBlock* blocks_;
   size_t active_count_ = 0;
   size_t block_count_ = 0;

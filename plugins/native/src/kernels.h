@@ -15,41 +15,82 @@ namespace drl {
 constexpr size_t kPanelColumns = 32;
 // Consecutive values along the depth that one instruction multiplies and adds.
 constexpr size_t kQuad = 4;
+// Consecutive values along the depth that share a multiplier in int4.
+constexpr size_t kBlock = 32;
+constexpr size_t kBlockQuads = kBlock / kQuad;
+// The most numbers that sum_exponentials takes.
+constexpr size_t kSumColumns = 128;
 // A tile never has more rows than this, whatever the instruction set.
 constexpr size_t kMaxTileRows = 12;
 // With more, a sum of products of ±127 could leave int32.
 constexpr size_t kMaxDepth = 131072;
-// Stored weights are q + 128: the dot-product instruction wants one unsigned operand.
-constexpr int32_t kWeightBias = 128;
+// Stored weights are q + 128 and q + 8: the dot-product instruction wants one unsigned operand.
+constexpr int32_t kInt8Bias = 128;
+constexpr int32_t kInt4Bias = 8;
 
 constexpr size_t ceil_div(size_t value, size_t unit) { return (value + unit - 1) / unit; }
 
-// What becomes of a tile's sums: y = activation(sum · (row scale · column scale) + bias).
+// A row of activations before it is quantised: x · norm / sqrt(mean(x²) + epsilon).
+struct RowSource {
+  const float* x;     // [depth]
+  const float* norm;  // [depth], or null: x as it is
+  float epsilon;
+  size_t depth;
+};
+
+// Where a quantised row goes. Rows of a tile are interleaved, so its numbers lie `stride` apart.
+struct RowTarget {
+  int32_t* quads;  // to whole quads for int8 and to whole blocks for int4, filled with 0
+  // What takes the bias of the weights out of the sums: -128·Σ q of the row for int8, -8·Σ q of
+  // every block for int4.
+  int32_t* corrections;
+  float* scale;
+  size_t stride;
+};
+
+// 32 columns of packed weights.
+struct Panel {
+  const uint8_t* values;       // int8 [quads][32][4], int4 [blocks][4][32][4]
+  const uint8_t* multipliers;  // int4 [blocks][32]
+};
+
+// Activations of a tile, as RowTarget says.
+struct TileRows {
+  size_t count;
+  const int32_t* quads;        // [quads][count]
+  const int32_t* corrections;  // int8 [count], int4 [blocks][count]
+};
+
+// y = activation(total · (row scale · column scale) · factor + bias) for the totals of a tile.
 struct Dequantization {
   const float* column_scales;  // [kPanelColumns]
   const float* bias;           // [columns], or null
+  float factor;
   drl_activation activation;
   size_t columns;  // of the panel, those that exist
 };
 
+// Σ exp(x - max) of some numbers x, and their largest; see sum_exponentials.
+struct ExponentialSum {
+  float max;
+  float sum;
+};
+
+// totals[row][column] = Σ_k q_x[row][k] · q_w[column][k] over one panel. `steps` are quads for int8
+// and blocks for int4, where every block counts multiplier times, added up in float32 in order.
+using Tile = void (*)(const TileRows& rows, Panel panel, size_t steps, float* totals);
+
 struct Kernels {
   size_t tile_rows;  // the most rows of a tile
 
-  // Quantises x[depth] to quads, `stride` apart and the last one filled with 0.
-  //
-  // scale = max|x| / 127, q = round(x · (127 / max|x|)), sum = Σ q. A row with NaN or infinity
-  // gets scale NaN and q = 0; one whose largest magnitude is below kSmallestMagnitude gets 0.
-  void (*quantize_row)(const float* x, size_t depth, size_t stride, int32_t* quads, float* scale,
-                       int32_t* sum);
+  // scale = max|x̂| / 127, q = round(x̂ · (127 / max|x̂|)). A row with NaN or infinity gets scale
+  // NaN and q = 0; one whose largest magnitude is below kSmallestMagnitude gets 0.
+  void (*quantize_row)(const RowSource& row, drl_format format, const RowTarget& target);
 
-  // sums[row][column] = Σ_k q_x[row][k] · q_w[column][k] over one panel.
-  //
-  // `activations` holds quads [quads][rows], `row_sums` their sums, `panel` [quads][32][4].
-  void (*tile)(size_t rows, const int32_t* activations, const int32_t* row_sums,
-               const uint8_t* panel, size_t quads, int32_t* sums);
+  Tile tiles[2];  // by drl_format
 
-  // Writes one row of a tile's sums [kPanelColumns] to y[columns].
-  void (*dequantize)(const int32_t* sums, float row_scale, const Dequantization& how, float* y);
+  // Writes one row of a tile's totals [kPanelColumns] to y[columns].
+  void (*dequantize)(const float* totals, float row_scale, const Dequantization& how, float* y);
 
   // y = activation(x), or activation(x) ⊙ up where up is not null.
   void (*activate)(drl_activation activation, const float* x, const float* up, size_t count,
@@ -57,6 +98,10 @@ struct Kernels {
 
   // y += factor · x
   void (*accumulate)(const float* x, float factor, size_t count, float* y);
+
+  // Of kSumColumns numbers at most: the largest, and the sum of exp(x - max), or of exp(x) where
+  // the largest is infinite. NaN makes the sum NaN; it may count as the largest or not.
+  ExponentialSum (*sum_exponentials)(const float* x, size_t count);
 };
 
 const Kernels& scalar_kernels();

@@ -21,7 +21,9 @@ namespace drl {
 namespace {
 
 constexpr size_t kVectors = 2;  // of 8 columns each; two rounds make a panel
+constexpr size_t kHalfColumns = kPanelColumns / 2;
 constexpr size_t kVectorBytes = 32;
+constexpr size_t kStepBytes = kPanelColumns * kQuad;
 
 inline __m256i load(const void* address) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(address));
@@ -31,25 +33,32 @@ struct Avx2Micro {
   static constexpr size_t kRows = 4;
 
   template <size_t Rows>
-  static void tile(const int32_t* activations, const int32_t*, const uint8_t* panel, size_t quads,
-                   int32_t* sums) {
-    half<Rows>(activations, panel, quads, sums);
-    half<Rows>(activations, panel + kVectors * kVectorBytes, quads, sums + kPanelColumns / 2);
+  static void int8(const TileRows& rows, Panel panel, size_t quads, float* totals) {
+    int8_half<Rows>(rows.quads, panel.values, quads, totals);
+    int8_half<Rows>(rows.quads, panel.values + kStepBytes / 2, quads, totals + kHalfColumns);
+  }
+
+  template <size_t Rows>
+  static void int4(const TileRows& rows, Panel panel, size_t blocks, float* totals) {
+    int4_half<Rows>(rows, panel, blocks, totals);
+    const Panel right{panel.values + kStepBytes / 2, panel.multipliers + kHalfColumns};
+    int4_half<Rows>(rows, right, blocks, totals + kHalfColumns);
   }
 
  private:
   template <size_t Rows>
-  static void half(const int32_t* activations, const uint8_t* panel, size_t quads, int32_t* sums) {
+  static void int8_half(const int32_t* activations, const uint8_t* values, size_t quads,
+                        float* totals) {
     const __m256i ones = _mm256_set1_epi16(1);
-    const __m256i bias = _mm256_set1_epi8(static_cast<char>(kWeightBias));
-    __m256i totals[Rows][kVectors];
-    for (auto& row : totals) {
+    const __m256i bias = _mm256_set1_epi8(static_cast<char>(kInt8Bias));
+    __m256i sums[Rows][kVectors];
+    for (auto& row : sums) {
       for (auto& vector : row) vector = _mm256_setzero_si256();
     }
-    for (size_t quad = 0; quad < quads; ++quad, panel += kPanelColumns * kQuad) {
+    for (size_t quad = 0; quad < quads; ++quad, values += kStepBytes) {
       __m256i weights[kVectors];
       for (size_t i = 0; i < kVectors; ++i) {
-        weights[i] = _mm256_xor_si256(load(panel + i * kVectorBytes), bias);
+        weights[i] = _mm256_xor_si256(load(values + i * kVectorBytes), bias);
       }
       for (size_t row = 0; row < Rows; ++row) {
         const __m256i a = _mm256_set1_epi32(activations[quad * Rows + row]);
@@ -58,14 +67,66 @@ struct Avx2Micro {
           // The multiplication wants one unsigned operand, so the sign of a goes to the weight.
           // Two products of at most 127² fit in 16 bits: nothing saturates.
           const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(weights[i], a));
-          totals[row][i] = _mm256_add_epi32(totals[row][i], _mm256_madd_epi16(pairs, ones));
+          sums[row][i] = _mm256_add_epi32(sums[row][i], _mm256_madd_epi16(pairs, ones));
         }
       }
     }
     for (size_t row = 0; row < Rows; ++row) {
       for (size_t i = 0; i < kVectors; ++i) {
-        int32_t* out = sums + row * kPanelColumns + i * 8;
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), totals[row][i]);
+        _mm256_storeu_ps(totals + row * kPanelColumns + i * 8, _mm256_cvtepi32_ps(sums[row][i]));
+      }
+    }
+  }
+
+  template <size_t Rows>
+  static void int4_half(const TileRows& rows, Panel panel, size_t blocks, float* out) {
+    __m256 totals[Rows][kVectors];
+    for (auto& row : totals) {
+      for (auto& vector : row) vector = _mm256_setzero_ps();
+    }
+    for (size_t block = 0; block < blocks; ++block) {
+      __m256i sums[Rows][kVectors];
+      sum_pairs<Rows>(rows.quads + block * kBlockQuads * Rows,
+                      panel.values + block * kStepBytes * kBlockQuads / 2, sums);
+      for (size_t i = 0; i < kVectors; ++i) {
+        const uint8_t* stored = panel.multipliers + block * kPanelColumns + i * 8;
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(stored));
+        const __m256 multipliers = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+        for (size_t row = 0; row < Rows; ++row) {
+          // Σ a·(q + 8) - 8·Σ a = Σ a·q
+          const __m256i start = _mm256_set1_epi32(rows.corrections[block * Rows + row]);
+          const __m256i wide = _mm256_madd_epi16(sums[row][i], _mm256_set1_epi16(1));
+          const __m256 sum = _mm256_cvtepi32_ps(_mm256_add_epi32(wide, start));
+          totals[row][i] = _mm256_add_ps(totals[row][i], _mm256_mul_ps(sum, multipliers));
+        }
+      }
+    }
+    for (size_t row = 0; row < Rows; ++row) {
+      for (size_t i = 0; i < kVectors; ++i) {
+        _mm256_storeu_ps(out + row * kPanelColumns + i * 8, totals[row][i]);
+      }
+    }
+  }
+
+  // Of one block, in 16 bits: 16 products of at most 15·127 fit.
+  template <size_t Rows>
+  static void sum_pairs(const int32_t* activations, const uint8_t* values,
+                        __m256i (&sums)[Rows][kVectors]) {
+    const __m256i nibble = _mm256_set1_epi8(15);
+    for (auto& row : sums) {
+      for (auto& vector : row) vector = _mm256_setzero_si256();
+    }
+    for (size_t j = 0; j < kBlockQuads / 2; ++j, values += kStepBytes, activations += Rows) {
+      for (size_t i = 0; i < kVectors; ++i) {
+        const __m256i pair = load(values + i * kVectorBytes);
+        const __m256i low = _mm256_and_si256(pair, nibble);
+        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(pair, 4), nibble);
+        for (size_t row = 0; row < Rows; ++row) {
+          const __m256i a = _mm256_set1_epi32(activations[row]);
+          const __m256i b = _mm256_set1_epi32(activations[kBlockQuads / 2 * Rows + row]);
+          sums[row][i] = _mm256_add_epi16(sums[row][i], _mm256_maddubs_epi16(low, a));
+          sums[row][i] = _mm256_add_epi16(sums[row][i], _mm256_maddubs_epi16(high, b));
+        }
       }
     }
   }

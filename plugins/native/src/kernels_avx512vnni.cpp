@@ -21,7 +21,8 @@
 namespace drl {
 namespace {
 
-constexpr size_t kVectors = 2;  // of 16 columns each; they make a panel
+constexpr size_t kVectorColumns = 16;
+constexpr size_t kVectors = 2;  // they make a panel
 constexpr size_t kVectorBytes = 64;
 constexpr size_t kStepBytes = kVectors * kVectorBytes;
 constexpr size_t kPrefetchBytes = 2048;
@@ -33,36 +34,100 @@ inline __m512i dot(__m512i total, __m512i weights, __m512i activations) {
   return total;
 }
 
+// Masks of ones, since GCC 12 warns of the unmasked intrinsics' own undefined operands.
+inline __m512 to_float(__m512i sums) { return _mm512_maskz_cvtepi32_ps(0xFFFF, sums); }
+
+inline __m512 load_bytes(const uint8_t* address) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(address));
+  return to_float(_mm512_maskz_cvtepu8_epi32(0xFFFF, bytes));
+}
+
+// With few rows a tile waits for memory, and this is a third faster than leaving it to the
+// processor to guess. Beyond the end it does nothing.
+inline void prefetch(const uint8_t* address) {
+  _mm_prefetch(reinterpret_cast<const char*>(address) + kPrefetchBytes, _MM_HINT_T0);
+}
+
 struct Avx512VnniMicro {
-  static constexpr size_t kRows = 12;  // 24 totals, 2 weights, 1 activation of 32 registers
+  static constexpr size_t kRows = 12;  // int8: 24 sums, 2 weights, 1 activation of 32 registers
 
   template <size_t Rows>
-  static void tile(const int32_t* activations, const int32_t* row_sums, const uint8_t* panel,
-                   size_t quads, int32_t* sums) {
-    __m512i totals[Rows][kVectors];
+  static void int8(const TileRows& rows, Panel panel, size_t quads, float* totals) {
+    __m512i sums[Rows][kVectors];
     for (size_t row = 0; row < Rows; ++row) {
       // Σ a·(q + 128) - 128·Σ a = Σ a·q
-      const __m512i start = _mm512_set1_epi32(-kWeightBias * row_sums[row]);
-      for (size_t i = 0; i < kVectors; ++i) totals[row][i] = start;
+      const __m512i start = _mm512_set1_epi32(rows.corrections[row]);
+      for (size_t i = 0; i < kVectors; ++i) sums[row][i] = start;
     }
-    for (size_t quad = 0; quad < quads; ++quad, panel += kStepBytes) {
+    const uint8_t* values = panel.values;
+    for (size_t quad = 0; quad < quads; ++quad, values += kStepBytes) {
       __m512i weights[kVectors];
       for (size_t i = 0; i < kVectors; ++i) {
-        const uint8_t* address = panel + i * kVectorBytes;
-        weights[i] = _mm512_loadu_si512(address);
-        // With few rows a tile waits for memory, and this is a third faster than leaving it to the
-        // processor to guess. Beyond the end it does nothing.
-        _mm_prefetch(reinterpret_cast<const char*>(address) + kPrefetchBytes, _MM_HINT_T0);
+        weights[i] = _mm512_loadu_si512(values + i * kVectorBytes);
+        prefetch(values + i * kVectorBytes);
       }
       for (size_t row = 0; row < Rows; ++row) {
-        const __m512i a = _mm512_set1_epi32(activations[quad * Rows + row]);
-        for (size_t i = 0; i < kVectors; ++i) totals[row][i] = dot(totals[row][i], weights[i], a);
+        const __m512i a = _mm512_set1_epi32(rows.quads[quad * Rows + row]);
+        for (size_t i = 0; i < kVectors; ++i) sums[row][i] = dot(sums[row][i], weights[i], a);
       }
     }
     for (size_t row = 0; row < Rows; ++row) {
       for (size_t i = 0; i < kVectors; ++i) {
-        _mm512_storeu_si512(sums + row * kPanelColumns + i * 16, totals[row][i]);
+        _mm512_storeu_ps(totals + row * kPanelColumns + i * kVectorColumns, to_float(sums[row][i]));
       }
+    }
+  }
+
+  // The totals stay in memory: the sums of a block take the registers, and one addition per block
+  // and vector can wait.
+  template <size_t Rows>
+  static void int4(const TileRows& rows, Panel panel, size_t blocks, float* totals) {
+    for (size_t i = 0; i < Rows * kVectors; ++i) {
+      _mm512_storeu_ps(totals + i * kVectorColumns, _mm512_setzero_ps());
+    }
+    const int32_t* activations = rows.quads;
+    const uint8_t* values = panel.values;
+    for (size_t block = 0; block < blocks; ++block, activations += kBlockQuads * Rows) {
+      __m512i sums[Rows][kVectors];
+      for (size_t row = 0; row < Rows; ++row) {
+        // Σ a·(q + 8) - 8·Σ a = Σ a·q
+        const __m512i start = _mm512_set1_epi32(rows.corrections[block * Rows + row]);
+        for (size_t i = 0; i < kVectors; ++i) sums[row][i] = start;
+      }
+      for (size_t j = 0; j < kBlockQuads / 2; ++j, values += kStepBytes) {
+        add_pairs<Rows>(activations + j * Rows, values, sums);
+      }
+      for (size_t i = 0; i < kVectors; ++i) {
+        const __m512 multipliers =
+            load_bytes(panel.multipliers + block * kPanelColumns + i * kVectorColumns);
+        for (size_t row = 0; row < Rows; ++row) {
+          // The product has at most 23 bits and is exact, so that fusing it changes nothing.
+          float* total = totals + row * kPanelColumns + i * kVectorColumns;
+          const __m512 before = _mm512_loadu_ps(total);
+          _mm512_storeu_ps(total, _mm512_fmadd_ps(to_float(sums[row][i]), multipliers, before));
+        }
+      }
+    }
+  }
+
+ private:
+  // Adds the quads j and j + 4 of a block.
+  template <size_t Rows>
+  static void add_pairs(const int32_t* activations, const uint8_t* values,
+                        __m512i (&sums)[Rows][kVectors]) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    __m512i low[kVectors], high[kVectors];
+    for (size_t i = 0; i < kVectors; ++i) {
+      const __m512i pair = _mm512_loadu_si512(values + i * kVectorBytes);
+      prefetch(values + i * kVectorBytes);
+      low[i] = _mm512_and_si512(pair, nibble);
+      high[i] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), nibble);
+    }
+    for (size_t row = 0; row < Rows; ++row) {
+      const __m512i a = _mm512_set1_epi32(activations[row]);
+      const __m512i b = _mm512_set1_epi32(activations[kBlockQuads / 2 * Rows + row]);
+      for (size_t i = 0; i < kVectors; ++i) sums[row][i] = dot(sums[row][i], low[i], a);
+      for (size_t i = 0; i < kVectors; ++i) sums[row][i] = dot(sums[row][i], high[i], b);
     }
   }
 };

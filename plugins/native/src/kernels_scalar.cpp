@@ -8,19 +8,46 @@ struct ScalarMicro {
   static constexpr size_t kRows = 4;
 
   template <size_t Rows>
-  static void tile(const int32_t* activations, const int32_t*, const uint8_t* panel, size_t quads,
-                   int32_t* sums) {
-    for (size_t i = 0; i < Rows * kPanelColumns; ++i) sums[i] = 0;
-    for (size_t quad = 0; quad < quads; ++quad, panel += kPanelColumns * kQuad) {
-      for (size_t row = 0; row < Rows; ++row) {
-        int8_t a[kQuad];
-        std::memcpy(a, activations + quad * Rows + row, kQuad);
-        int32_t* out = sums + row * kPanelColumns;
-        for (size_t column = 0; column < kPanelColumns; ++column) {
-          const uint8_t* w = panel + column * kQuad;
-          for (size_t i = 0; i < kQuad; ++i) out[column] += a[i] * (w[i] - kWeightBias);
+  static void int8(const TileRows& rows, Panel panel, size_t quads, float* totals) {
+    int32_t sums[Rows * kPanelColumns] = {};
+    for (size_t quad = 0; quad < quads; ++quad) {
+      for (size_t i = 0; i < kPanelColumns * kQuad; ++i) {
+        const int32_t weight = panel.values[quad * kPanelColumns * kQuad + i] - kInt8Bias;
+        add<Rows>(rows.quads + quad * Rows, i, weight, sums);
+      }
+    }
+    for (size_t i = 0; i < Rows * kPanelColumns; ++i) totals[i] = static_cast<float>(sums[i]);
+  }
+
+  template <size_t Rows>
+  static void int4(const TileRows& rows, Panel panel, size_t blocks, float* totals) {
+    for (size_t i = 0; i < Rows * kPanelColumns; ++i) totals[i] = 0.0f;
+    for (size_t block = 0; block < blocks; ++block) {
+      int32_t sums[Rows * kPanelColumns] = {};
+      const int32_t* low = rows.quads + block * kBlockQuads * Rows;
+      const int32_t* high = low + kBlockQuads / 2 * Rows;
+      for (size_t j = 0; j < kBlockQuads / 2; ++j) {
+        for (size_t i = 0; i < kPanelColumns * kQuad; ++i) {
+          const int32_t pair = *panel.values++;
+          add<Rows>(low + j * Rows, i, (pair & 15) - kInt4Bias, sums);
+          add<Rows>(high + j * Rows, i, (pair >> 4) - kInt4Bias, sums);
         }
       }
+      for (size_t i = 0; i < Rows * kPanelColumns; ++i) {
+        const float multiplier = panel.multipliers[block * kPanelColumns + i % kPanelColumns];
+        totals[i] += static_cast<float>(sums[i]) * multiplier;
+      }
+    }
+  }
+
+ private:
+  // Adds the products of a weight, number i of its 32 quads, with every row's value.
+  template <size_t Rows>
+  static void add(const int32_t* quads, size_t i, int32_t weight, int32_t* sums) {
+    for (size_t row = 0; row < Rows; ++row) {
+      int8_t values[kQuad];
+      std::memcpy(values, quads + row, kQuad);
+      sums[row * kPanelColumns + i / kQuad] += values[i % kQuad] * weight;
     }
   }
 };

@@ -1,57 +1,56 @@
-// Packed int8 weights: one block of memory that is written once and may be mapped from a file.
+// A view of packed weights that have been checked: layout 2, little-endian.
 //
-// Layout version 1, little-endian, every part a multiple of 64 bytes long:
+// A linear has weights [columns, depth] as in y = x · Wᵀ, and `matrices` of them are stacked.
+// Columns are padded to whole panels of 32 with weights and scales of 0.
 //
-//   header   PackedHeader
-//   scales   float [matrices][padded columns]
-//   weights  uint8 [matrices][panels][quads][32][4]
-//
-// Columns are padded to whole panels of 32 and the depth to whole quads of 4. Weight (m, c, k) is
-// stored as q + 128, q in [-127, 127], at [m][c / 32][k / 4][c % 32][k % 4]; a weight is
-// q · scale. Padding is q = 0 with scale 0. The checksum covers the header only, since reading all
-// of a mapped file would undo the point of mapping it; files have checksums of their own.
+//   int8  values       uint8 [matrices][panels][quads][32][4], quads = ⌈depth / 4⌉:
+//                      q + 128 of weight (m, c, k) at [m][c / 32][k / 4][c % 32][k % 4]
+//         scales       float [matrices][panels · 32]
+//         weight       q · scale, q in [-127, 127]
+//   int4  values       uint8 [matrices][panels][blocks][4][32][4], blocks = ⌈depth / 32⌉:
+//                      byte [m][p][b][j][c][i] holds q + 8 for k = 32b + 4j + i in its low four
+//                      bits and for k + 16 in the high ones
+//         multipliers  uint8 [matrices][panels][blocks][32]
+//         scales       float [matrices][panels · 32]
+//         weight       q · multiplier · scale, q in [-7, 7]
 #pragma once
 
 #include "kernels.h"
 
 namespace drl {
 
-constexpr uint32_t kLayoutVersion = 1;
-
-struct PackedHeader {
-  char magic[8];
-  uint32_t version;
-  uint32_t panel_columns;
-  uint64_t matrices;
-  uint64_t columns;
-  uint64_t depth;
-  uint64_t scales_offset;   // bytes from the start
-  uint64_t weights_offset;  // likewise
-  uint64_t total_bytes;
-  uint64_t reserved[7];  // 0
-  uint64_t checksum;     // FNV-1a of the bytes before it
-};
-static_assert(sizeof(PackedHeader) == 128, "the header is part of the layout");
-
-// A view of packed weights that have been checked.
 class PackedWeights {
  public:
-  // Reads the header; the view is valid only where the status is DRL_OK.
-  static drl_status open(drl_packed packed, PackedWeights* out);
+  // The view is valid only where the status is DRL_OK.
+  static drl_status open(const drl_weights& weights, PackedWeights* out);
 
-  const drl_packed_shape& shape() const { return shape_; }
-  size_t panels() const { return ceil_div(shape_.columns, kPanelColumns); }
-  size_t quads() const { return ceil_div(shape_.depth, kQuad); }
-  size_t panel_bytes() const { return quads() * kQuad * kPanelColumns; }
+  drl_format format() const { return weights_.format; }
+  size_t matrices() const { return weights_.matrices; }
+  size_t columns() const { return weights_.columns; }
+  size_t depth() const { return weights_.depth; }
+
+  size_t panels() const { return ceil_div(weights_.columns, kPanelColumns); }
   // Columns of a panel that are not padding.
   size_t columns_of(size_t panel) const;
+  // Values and multipliers together.
+  size_t panel_bytes() const { return values_bytes_ + multipliers_bytes_; }
+  Panel panel(size_t matrix, size_t panel) const;
   const float* scales(size_t matrix, size_t panel) const;
-  const uint8_t* panel(size_t matrix, size_t panel) const;
 
  private:
-  drl_packed_shape shape_{};
-  const float* scales_ = nullptr;
-  const uint8_t* weights_ = nullptr;
+  drl_weights weights_{};
+  size_t values_bytes_ = 0;       // of a panel
+  size_t multipliers_bytes_ = 0;  // of a panel
 };
+
+// Quads of a quantised row, of which a tile reads every one: whole blocks for int4.
+inline size_t quads_of(drl_format format, size_t depth) {
+  return format == DRL_FORMAT_INT4 ? ceil_div(depth, kBlock) * kBlockQuads : ceil_div(depth, kQuad);
+}
+
+// Steps of a tile: blocks for int4, quads for int8.
+inline size_t steps_of(drl_format format, size_t depth) {
+  return ceil_div(depth, format == DRL_FORMAT_INT4 ? kBlock : kQuad);
+}
 
 }  // namespace drl

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "packed_weights.h"
+#include "parallel_for.h"
+#include "task_size.h"
 #include "workspace.h"
 
 namespace drl {
@@ -21,42 +23,55 @@ inline RowBlock block_of(size_t rows, size_t tile_rows, size_t index) {
 
 class QuantizedRows {
  public:
-  QuantizedRows(Carver& carver, size_t rows, size_t depth)
-      : depth_(depth),
-        quads_(ceil_div(depth, kQuad)),
+  QuantizedRows(Carver& carver, drl_format format, size_t rows, size_t depth)
+      : format_(format),
+        depth_(depth),
+        quads_(quads_of(format, depth)),
+        groups_(format == DRL_FORMAT_INT4 ? ceil_div(depth, kBlock) : 1),
         values_(carver.take<int32_t>(rows * quads_)),
-        scales_(carver.take<float>(rows)),
-        sums_(carver.take<int32_t>(rows)) {}
+        corrections_(carver.take<int32_t>(rows * groups_)),
+        scales_(carver.take<float>(rows)) {}
 
-  // Fills a block; `row_at(i)` is where row i of all rows lies.
-  template <class RowAt>
-  void quantize(const Kernels& kernels, RowBlock block, const RowAt& row_at) {
+  // Fills a block; `source(i)` is the RowSource of row i of all rows.
+  template <class Source>
+  void quantize(const Kernels& kernels, RowBlock block, const Source& source) {
     for (size_t i = 0; i < block.rows; ++i) {
       const size_t row = block.first + i;
-      kernels.quantize_row(row_at(row), depth_, block.rows, values_ + block.first * quads_ + i,
-                           scales_ + row, sums_ + row);
+      const RowTarget target{values_ + block.first * quads_ + i,
+                             corrections_ + block.first * groups_ + i, scales_ + row, block.rows};
+      kernels.quantize_row(source(row), format_, target);
     }
   }
 
-  // Calls store(row, sums, scale) with the sums [kPanelColumns] of every row of a block.
-  template <class Store>
-  void multiply(const Kernels& kernels, RowBlock block, const uint8_t* panel,
-                const Store& store) const {
-    alignas(64) int32_t sums[kMaxTileRows * kPanelColumns];
-    kernels.tile(block.rows, values_ + block.first * quads_, sums_ + block.first, panel, quads_,
-                 sums);
-    for (size_t i = 0; i < block.rows; ++i) {
-      const size_t row = block.first + i;
-      store(row, sums + i * kPanelColumns, scales_[row]);
-    }
+  // Fills all blocks of `rows` rows [rows.count, depth].
+  void quantize(const Kernels& kernels, const drl_rows& rows, const drl_execution& execution) {
+    const size_t blocks = ceil_div(rows.count, kernels.tile_rows);
+    const auto one_block = [&](size_t index) {
+      quantize(kernels, block_of(rows.count, kernels.tile_rows, index), [&](size_t row) {
+        return RowSource{rows.x + row * depth_, rows.norm, rows.epsilon, depth_};
+      });
+    };
+    const drl_execution serial{execution.isa, nullptr, nullptr};
+    parallel_for(rows.count * depth_ < kSerialValues ? serial : execution, blocks, one_block);
   }
+
+  // totals[i][kPanelColumns] for every row i of a block.
+  void multiply(const Kernels& kernels, RowBlock block, Panel panel, float* totals) const {
+    const TileRows rows{block.rows, values_ + block.first * quads_,
+                        corrections_ + block.first * groups_};
+    kernels.tiles[format_](rows, panel, steps_of(format_, depth_), totals);
+  }
+
+  float scale(size_t row) const { return scales_[row]; }
 
  private:
+  drl_format format_;
   size_t depth_;
   size_t quads_;
-  int32_t* values_;  // by block: [quads][rows of the block]
+  size_t groups_;         // corrections of a row
+  int32_t* values_;       // by block: [quads][rows of the block]
+  int32_t* corrections_;  // by block: [groups][rows of the block]
   float* scales_;
-  int32_t* sums_;
 };
 
 }  // namespace drl

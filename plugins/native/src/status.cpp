@@ -6,14 +6,12 @@ extern "C" const char* drl_status_message(drl_status status) {
   switch (status) {
     case DRL_OK: return "no error";
     case DRL_BAD_ARGUMENT: return "a size is not possible, or a pointer is null or not aligned";
-    case DRL_NOT_FINITE: return "the weights or their scales hold NaN or infinity";
-    case DRL_NOT_PACKED: return "these are not packed weights, or they are damaged or cut short";
-    case DRL_NEWER_LAYOUT: return "the weights were packed by a newer version of DRL; upgrade it";
     case DRL_UNKNOWN_ISA: return "DRL_NATIVE_ISA must be avx512vnni, avx2 or scalar";
     case DRL_ISA_UNAVAILABLE: return "this processor lacks the instruction set asked for";
     case DRL_WORKSPACE_TOO_SMALL: return "the workspace is too small";
     case DRL_SHAPES_DIFFER: return "the shapes of the packed weights do not fit each other";
     case DRL_NO_SUCH_EXPERT: return "an expert id is outside of [-1, experts)";
+    case DRL_CACHE_FULL: return "a row has more tokens than its cache has slots";
   }
   return "unknown error";
 }

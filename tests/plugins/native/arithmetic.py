@@ -1,35 +1,72 @@
-"""What the int8 kernels compute, to the last bit, in NumPy."""
+"""What the kernels compute, to the last bit, in NumPy."""
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drl.plugins.native.kernels import RmsNorm
+from drl.plugins.ops.packing import (
+    BLOCK,
+    PackedWeights,
+    quantize_rows,
+    unpack_multipliers,
+    unpack_values,
+)
+
 Float32 = NDArray[np.float32]
-_SMALLEST = np.float32(2.0**-119)
+_LANES = 64  # of a sum of squares
+_CHUNK = 128  # columns whose exponentials are added up together
 
 
-def quantize_rows(x: Float32) -> tuple[NDArray[np.int64], Float32]:
-    """Int8 values `[M, K]` and scale `[M]` of every row; a row that is not finite has scale NaN."""
-    largest = np.abs(x).max(axis=1, initial=0)
-    finite = np.isfinite(largest)
-    used = finite & (largest >= _SMALLEST)
-    safe = np.where(used, largest, np.float32(1))
-    values = np.rint(np.where(used[:, None], x, np.float32(0)) * (np.float32(127) / safe)[:, None])
-    scale = np.where(used, safe / np.float32(127), np.where(finite, 0, np.nan))
-    return values.astype(np.int64), scale.astype(np.float32)
+def normalize(x: Float32, norm: RmsNorm) -> Float32:
+    """`x · weight / sqrt(mean(x²) + epsilon)` for x `[M, K]`; squares are added up in lanes."""
+    with np.errstate(all="ignore"):
+        lanes = np.zeros((len(x), _LANES), np.float32)
+        for first in range(0, x.shape[1], _LANES):
+            part = x[:, first : first + _LANES]
+            lanes[:, : part.shape[1]] += part * part
+        mean = _tree(lanes) / np.float32(x.shape[1])
+        factor = np.float32(1) / np.sqrt(mean + np.float32(norm.epsilon))
+        result: Float32 = x * factor[:, None] * norm.weight
+    return result
 
 
 def linear(
-    x: Float32, weights: NDArray[np.int8], scales: Float32, bias: Float32 | None = None
+    x: Float32,
+    weights: PackedWeights,
+    bias: Float32 | None = None,
+    *,
+    norm: RmsNorm | None = None,
+    residual: Float32 | None = None,
+    factor: float = 1.0,
 ) -> Float32:
-    """`x [M, K]` times int8 weights `[N, K]` with scales `[N]`."""
-    values, row_scale = quantize_rows(x)
-    sums = (values @ weights.astype(np.int64).T).astype(np.float32)
+    """A linear without an activation, of one matrix or gated of two."""
     with np.errstate(all="ignore"):
-        y = sums * (row_scale[:, None] * scales[None, :])
-    result: Float32 = y if bias is None else y + bias
-    return result
+        values, row_scale = quantize_rows(x if norm is None else normalize(x, norm))
+        results = []
+        for matrix in range(weights.matrices):
+            scales = row_scale[:, None] * weights.scales[matrix, : weights.columns]
+            y = _totals(values, weights, matrix) * scales * np.float32(factor)
+            results.append(y if bias is None else y + bias.reshape(-1, weights.columns)[matrix])
+        y = results[0] if len(results) == 1 else results[0] * results[1]
+        return y if residual is None else y + residual
+
+
+def largest(y: Float32, k: int) -> tuple[Float32, NDArray[np.int32]]:
+    """The k largest of every row, equal ones by column, NaN last."""
+    order = np.argsort(np.where(np.isnan(y), np.inf, -y), axis=1, kind="stable")
+    # NaN counted as -inf above, so that columns of -inf may stand among them.
+    order = np.take_along_axis(
+        order, np.argsort(np.isnan(np.take_along_axis(y, order, 1)), axis=1, kind="stable"), 1
+    )[:, :k]
+    return np.take_along_axis(y, order, axis=1), order.astype(np.int32)
+
+
+def normalizers(logits: Float32) -> Float32:
+    """log Σ exp of every row: sums of every chunk of columns, then of the chunks in order."""
+    return np.array([_normalizer(row) for row in logits], np.float32)
 
 
 def same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
@@ -38,3 +75,58 @@ def same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
         return False
     both = np.isnan(a) & np.isnan(b)
     return bool(((a.view(np.int32) == b.view(np.int32)) | both).all())
+
+
+def _totals(values: NDArray[np.int8], weights: PackedWeights, matrix: int) -> Float32:
+    integers = unpack_values(weights)[matrix].astype(np.int64)
+    if weights.multipliers is None:
+        return (values.astype(np.int64) @ integers.T).astype(np.float32)
+    multipliers = unpack_multipliers(weights)[matrix].astype(np.float32)
+    totals = np.zeros((len(values), weights.columns), np.float32)
+    for block in range(multipliers.shape[1]):
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        sums = values[:, part].astype(np.int64) @ integers[:, part].T
+        totals += sums.astype(np.float32) * multipliers[:, block]
+    return totals
+
+
+def _normalizer(row: Float32) -> float:
+    if np.isnan(row).any():
+        return math.nan
+    top = row.max()
+    if np.isinf(top):
+        return float(top)
+    total = 0.0
+    for first in range(0, len(row), _CHUNK):
+        chunk = np.full(_CHUNK, -np.inf, np.float32)
+        chunk[: len(row) - first] = row[first : first + _CHUNK]
+        most = chunk.max()
+        powers = _exponential(chunk - (most if np.isfinite(most) else np.float32(0)))
+        total += float(_tree(powers[None])[0]) * float(_exponential(most[None] - top)[0])
+    return float(top) + math.log(total)
+
+
+def _tree(values: Float32) -> Float32:
+    while values.shape[1] > 1:
+        half = values.shape[1] // 2
+        values = values[:, :half] + values[:, half:]
+    return values[:, 0]
+
+
+def _exponential(x: Float32) -> Float32:
+    """Cephes' expf within [-87, 88], as `exponential.h` has it."""
+    rounder = np.float32(12582912)
+    x = np.clip(x, np.float32(-87), np.float32(88))
+    n = (x * np.float32(1.44269504) + rounder) - rounder
+    r = x - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)
+    p = np.full_like(r, 1.9875691500e-4)
+    for coefficient in (
+        1.3981999507e-3,
+        8.3334519073e-3,
+        4.1665795894e-2,
+        1.6666665459e-1,
+        5.0000001201e-1,
+    ):
+        p = p * r + np.float32(coefficient)
+    p = p * (r * r) + r + np.float32(1)
+    return np.ldexp(p, n.astype(np.int32)).astype(np.float32)

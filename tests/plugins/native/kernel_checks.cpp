@@ -1,202 +1,259 @@
-// Drives the C interface under the sanitizers for memory, undefined behaviour and threads:
-// `make sanitize`.
+// Drives the linear, the head, the routed layer and the gather under the sanitizers for memory,
+// undefined behaviour and threads.
 //
-// Buffers are exactly as large as the interface asks for, so that one byte too many is noticed.
-// Results are compared with a plain loop, and between instruction sets.
+// Buffers are exactly as large as the interface asks for. Results are compared with a plain loop,
+// and between instruction sets.
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <random>
-#include <thread>
-#include <vector>
 
-#include "../../../plugins/native/src/drl_native.h"
+#include "checks.h"
 
 namespace {
 
-void require(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "failed: %s\n", what);
-  std::exit(1);
-}
-
-std::mt19937 generator(7);
-
-std::vector<float> draw(size_t count) {
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(generator);
-  return values;
-}
-
-size_t below(size_t limit) { return generator() % limit; }
-
-std::vector<drl_isa> available() {
-  std::vector<drl_isa> found;
-  for (const char* name : {"scalar", "avx2", "avx512vnni"}) {
-    drl_isa isa;
-    if (drl_isa_by_name(name, &isa) == DRL_OK) {
-      found.push_back(isa);
-      std::printf("%s\n", name);
-    }
+// Packed weights of all values there are.
+struct Packed {
+  Packed(drl_format format, size_t matrices, size_t columns, size_t depth)
+      : values(drl_values_bytes(format, matrices, columns, depth)),
+        multipliers(drl_multipliers_bytes(format, matrices, columns, depth)),
+        scales(drl_scales_bytes(format, matrices, columns, depth) / sizeof(float)),
+        shape{format, matrices, columns, depth, nullptr, nullptr, nullptr} {
+    for (uint8_t& value : values) value = static_cast<uint8_t>(1 + below(255));
+    for (uint8_t& value : multipliers) value = static_cast<uint8_t>(below(256));
+    for (float& scale : scales) scale = 0.001f * static_cast<float>(1 + below(9));
   }
-  return found;
-}
 
-std::vector<unsigned char> pack(const std::vector<float>& weights, const drl_packed_shape& shape) {
-  std::vector<unsigned char> packed(drl_packed_bytes(&shape));
-  require(drl_pack(weights.data(), &shape, packed.data(), packed.size()) == DRL_OK, "packing");
-  return packed;
-}
+  drl_weights view() const {
+    drl_weights weights = shape;
+    weights.values = values.data();
+    weights.multipliers = multipliers.empty() ? nullptr : multipliers.data();
+    weights.scales = scales.data();
+    return weights;
+  }
 
-drl_packed view(const std::vector<unsigned char>& packed) { return {packed.data(), packed.size()}; }
-
-void on_two_threads(void*, size_t count, drl_task task, void* state) {
-  std::thread other([=] {
-    for (size_t index = 1; index < count; index += 2) task(state, index);
-  });
-  for (size_t index = 0; index < count; index += 2) task(state, index);
-  other.join();
-}
-
-bool same(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
-
-void check_linear(drl_packed_shape shape, size_t rows, const std::vector<drl_isa>& isas) {
-  const std::vector<float> weights = draw(shape.columns * shape.depth);
-  const std::vector<float> x = draw(rows * shape.depth), bias = draw(shape.columns);
-  const std::vector<unsigned char> packed = pack(weights, shape);
-  std::vector<unsigned char> memory(drl_linear_workspace_bytes(&shape, rows));
-  std::vector<float> first;
-  for (drl_isa isa : isas) {
-    for (drl_parallel_for run : {drl_parallel_for{nullptr}, drl_parallel_for{on_two_threads}}) {
-      std::vector<float> y(rows * shape.columns);
-      const drl_linear call{view(packed), bias.data(), DRL_ACTIVATION_NONE, x.data(), rows,
-                            y.data()};
-      const drl_execution execution{isa, run, nullptr};
-      const drl_workspace workspace{memory.data(), memory.size()};
-      require(drl_linear_int8(&call, workspace, &execution) == DRL_OK, "linear");
-      if (first.empty()) first = y;
-      require(same(y, first), "linear: the same bits everywhere");
+  // Weight (column, k) of a matrix, as the header of packed_weights.h says.
+  double weight(size_t matrix, size_t column, size_t k) const {
+    const size_t panels = (shape.columns + 31) / 32, panel = matrix * panels + column / 32;
+    const double scale = scales[panel * 32 + column % 32];
+    if (shape.format == DRL_FORMAT_INT8) {
+      const size_t quads = (shape.depth + 3) / 4;
+      const size_t place = ((panel * quads + k / 4) * 32 + column % 32) * 4 + k % 4;
+      return (values[place] - 128) * scale;
     }
+    const size_t blocks = (shape.depth + 31) / 32, block = panel * blocks + k / 32;
+    const size_t half = k % 32 % 16;
+    const int pair = values[((block * 4 + half / 4) * 32 + column % 32) * 4 + half % 4];
+    const int q = (k % 32 < 16 ? pair & 15 : pair >> 4) - 8;
+    return q * multipliers[block * 32 + column % 32] * scale;
+  }
+
+  std::vector<uint8_t> values, multipliers;
+  std::vector<float> scales;
+  drl_weights shape;
+};
+
+drl_format any_format() { return below(2) == 0 ? DRL_FORMAT_INT8 : DRL_FORMAT_INT4; }
+
+// The sum in double, and how far from it a product with quantised rows may be.
+void require_near(const Packed& packed, size_t column, const float* x, double factor,
+                  double found) {
+  double sum = 0, largest = 0, size = 0;
+  for (size_t k = 0; k < packed.shape.depth; ++k) {
+    const double weight = packed.weight(0, column, k);
+    sum += x[k] * weight;
+    size += std::fabs(weight);
+    largest = std::fmax(largest, std::fabs(x[k]));
+  }
+  const double allowed = factor * (size * largest / 254 * 1.001 + std::fabs(sum) * 1e-5);
+  require(std::fabs(found - sum * factor) <= allowed + 1e-4, "near the plain loop");
+}
+
+void check_linear(drl_format format, size_t columns, size_t depth, size_t rows) {
+  const Packed packed(format, 1, columns, depth);
+  const std::vector<float> x = draw(rows * depth);
+  std::vector<float> first;
+  for (const drl_execution& execution : executions()) {
+    std::vector<float> y(rows * columns);
+    drl_linear call{};
+    call.weights = packed.view();
+    call.rows = {x.data(), rows, nullptr, 0.0f};
+    call.outputs[0] = {y.data(), columns};
+    Memory memory(drl_linear_workspace_bytes(&call));
+    require(drl_linear_run(&call, memory.workspace(), &execution) == DRL_OK, "linear");
+    if (first.empty()) first = y;
+    require(same(y, first), "linear: the same bits everywhere");
   }
   for (size_t row = 0; row < rows; ++row) {
-    for (size_t column = 0; column < shape.columns; ++column) {
-      double sum = bias[column], size = 0;
-      for (size_t k = 0; k < shape.depth; ++k) {
-        const double product = x[row * shape.depth + k] * weights[column * shape.depth + k];
-        sum += product;
-        size += std::fabs(product);
-      }
-      const double error = std::fabs(first[row * shape.columns + column] - sum);
-      require(error <= 0.05 * size + 0.05, "linear: near the plain loop");
+    for (size_t column = 0; column < columns; ++column) {
+      require_near(packed, column, x.data() + row * depth, 1.0, first[row * columns + column]);
     }
   }
 }
 
-void check_top_k(drl_packed_shape shape, size_t rows, size_t k, const std::vector<drl_isa>& isas) {
-  const std::vector<float> x = draw(rows * shape.depth), bias = draw(shape.columns);
-  const std::vector<unsigned char> packed = pack(draw(shape.columns * shape.depth), shape);
-  std::vector<unsigned char> memory(drl_top_k_workspace_bytes(&shape, rows, k));
+// Norm, bias, residual, activation, gate and split outputs, compared between instruction sets.
+void check_dressed_linear(size_t columns, size_t depth, size_t rows) {
+  const size_t matrices = 1 + below(2), cut = below(columns + 1), other = below(columns - cut + 1);
+  const bool split = below(2) == 0;
+  const Packed packed(any_format(), matrices, columns, depth);
+  const std::vector<float> x = draw(rows * depth), norm = draw(depth);
+  const std::vector<float> bias = draw(matrices * columns), residual = draw(rows * columns);
   std::vector<float> first;
-  for (drl_isa isa : isas) {
-    for (drl_parallel_for run : {drl_parallel_for{nullptr}, drl_parallel_for{on_two_threads}}) {
-      std::vector<float> values(rows * k);
-      std::vector<int32_t> ids(rows * k);
-      const drl_top_k call{view(packed), bias.data(), x.data(), rows, k, values.data(), ids.data()};
-      const drl_execution execution{isa, run, nullptr};
-      const drl_workspace workspace{memory.data(), memory.size()};
-      require(drl_top_k_int8(&call, workspace, &execution) == DRL_OK, "top k");
-      if (first.empty()) first = values;
-      require(same(values, first), "top k: the same bits everywhere");
-      for (size_t i = 0; i + 1 < ids.size(); ++i) {
-        require((i + 1) % k == 0 || values[i] >= values[i + 1], "top k: the largest first");
-      }
+  for (const drl_execution& execution : executions()) {
+    std::vector<float> parts[3];
+    const size_t widths[3] = {split ? cut : columns, split ? other : 0,
+                              split ? columns - cut - other : 0};
+    drl_linear call{};
+    call.weights = packed.view();
+    call.rows = {x.data(), rows, norm.data(), 1e-6f};
+    call.bias = bias.data();
+    if (!split) call.residual = residual.data();
+    call.activation = DRL_ACTIVATION_SILU;
+    std::vector<float> all;
+    for (size_t i = 0; i < 3; ++i) {
+      parts[i].resize(rows * widths[i]);
+      call.outputs[i] = {parts[i].data(), widths[i]};
+    }
+    Memory memory(drl_linear_workspace_bytes(&call));
+    require(drl_linear_run(&call, memory.workspace(), &execution) == DRL_OK, "dressed linear");
+    for (const auto& part : parts) all.insert(all.end(), part.begin(), part.end());
+    if (first.empty()) first = all;
+    require(same(all, first), "dressed linear: the same bits everywhere");
+  }
+}
+
+void check_head(drl_format format, size_t columns, size_t depth, size_t rows, size_t k) {
+  const Packed packed(format, 1, columns, depth);
+  const std::vector<float> x = draw(rows * depth);
+  const bool written = below(2) == 0;
+  std::vector<float> first_values, first_normalisers;
+  for (const drl_execution& execution : executions()) {
+    std::vector<float> values(rows * k), normalisers(rows), logits(rows * columns);
+    std::vector<int32_t> ids(rows * k);
+    drl_head call{};
+    call.weights = packed.view();
+    call.rows = {x.data(), rows, nullptr, 0.0f};
+    call.factor = 0.5f;
+    call.logits = written ? logits.data() : nullptr;
+    call.k = k;
+    call.values = values.data();
+    call.ids = ids.data();
+    call.normalisers = normalisers.data();
+    Memory memory(drl_head_workspace_bytes(&call));
+    require(drl_head_run(&call, memory.workspace(), &execution) == DRL_OK, "head");
+    if (first_normalisers.empty()) first_values = values, first_normalisers = normalisers;
+    require(same(values, first_values), "head: the same values everywhere");
+    require(same(normalisers, first_normalisers), "head: the same normalisers everywhere");
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const size_t row = i / k, id = static_cast<size_t>(ids[i]);
+      require((i + 1) % k == 0 || values[i] >= values[i + 1], "head: the largest first");
+      require_near(packed, id, x.data() + row * depth, 0.5, values[i]);
+      require(!written || logits[row * columns + id] == values[i], "head: values are logits");
+      require(values[i] <= normalisers[row] + 1e-3f, "head: no logit is above the normaliser");
     }
   }
 }
 
-void check_routed(drl_packed_shape up, size_t tokens, size_t choices, bool gated,
-                  const std::vector<drl_isa>& isas) {
-  const drl_packed_shape down{up.matrices, up.depth, up.columns};
-  const size_t weights = up.matrices * up.columns * up.depth;
-  const auto up_packed = pack(draw(weights), up), gate_packed = pack(draw(weights), up);
-  const auto down_packed = pack(draw(weights), down);
-  const std::vector<float> x = draw(tokens * up.depth), gates = draw(tokens * choices);
-  const std::vector<float> bias = draw(up.matrices * (up.columns + up.depth));
+void check_routed(size_t experts, size_t inner, size_t width, size_t tokens, size_t choices) {
+  const drl_format format = any_format();
+  const bool gated = below(2) == 0;
+  const Packed up(format, experts, inner, width), gate(format, experts, inner, width);
+  const Packed down(any_format(), experts, width, inner);
+  const std::vector<float> x = draw(tokens * width), gates = draw(tokens * choices);
+  const std::vector<float> bias = draw(experts * (inner + width)), residual = draw(tokens * width);
   std::vector<int32_t> ids(tokens * choices);
-  for (int32_t& id : ids) id = static_cast<int32_t>(below(up.matrices + 1)) - 1;
-  std::vector<unsigned char> memory(drl_routed_ffn_workspace_bytes(&up, tokens, choices));
+  for (int32_t& id : ids) id = static_cast<int32_t>(below(experts + 1)) - 1;
   std::vector<float> first;
-  for (drl_isa isa : isas) {
-    for (drl_parallel_for run : {drl_parallel_for{nullptr}, drl_parallel_for{on_two_threads}}) {
-      std::vector<float> y(tokens * up.depth);
-      drl_routed_ffn call{};
-      call.up = view(up_packed);
-      if (gated) call.gate = view(gate_packed);
-      call.down = view(down_packed);
-      call.up_bias = call.gate_bias = bias.data();
-      call.down_bias = bias.data() + up.matrices * up.columns;
-      call.activation = DRL_ACTIVATION_GELU;
-      call.x = x.data();
-      call.expert_ids = ids.data();
-      call.gates = gates.data();
-      call.tokens = tokens;
-      call.choices = choices;
-      call.y = y.data();
-      const drl_execution execution{isa, run, nullptr};
-      const drl_workspace workspace{memory.data(), memory.size()};
-      require(drl_routed_ffn_int8(&call, workspace, &execution) == DRL_OK, "routed layer");
-      if (first.empty()) first = y;
-      require(same(y, first), "routed layer: the same bits everywhere");
-    }
+  for (const drl_execution& execution : executions()) {
+    std::vector<float> y(tokens * width);
+    drl_routed_ffn call{};
+    call.up = up.view();
+    if (gated) call.gate = gate.view();
+    call.down = down.view();
+    call.up_bias = call.gate_bias = bias.data();
+    call.down_bias = bias.data() + experts * inner;
+    call.activation = DRL_ACTIVATION_GELU;
+    call.x = x.data();
+    call.expert_ids = ids.data();
+    call.gates = gates.data();
+    call.tokens = tokens;
+    call.choices = choices;
+    call.residual = residual.data();
+    call.y = y.data();
+    Memory memory(drl_routed_ffn_workspace_bytes(&call));
+    require(drl_routed_ffn_run(&call, memory.workspace(), &execution) == DRL_OK, "routed layer");
+    if (first.empty()) first = y;
+    require(same(y, first), "routed layer: the same bits everywhere");
   }
+}
+
+void check_gather(size_t columns, size_t depth) {
+  const Packed packed(DRL_FORMAT_INT8, 1, columns, depth);
+  std::vector<int64_t> ids(20);
+  for (int64_t& id : ids) id = static_cast<int64_t>(below(columns));
+  std::vector<float> y(ids.size() * depth);
+  const drl_weights weights = packed.view();
+  require(drl_gather_rows(&weights, ids.data(), ids.size(), y.data()) == DRL_OK, "gather");
+  for (size_t i = 0; i < y.size(); ++i) {
+    const double weight = packed.weight(0, static_cast<size_t>(ids[i / depth]), i % depth);
+    require(std::fabs(y[i] - weight) <= 1e-6 * std::fabs(weight), "gather: the weights themselves");
+  }
+  ids[7] = static_cast<int64_t>(columns);
+  require(drl_gather_rows(&weights, ids.data(), ids.size(), y.data()) == DRL_BAD_ARGUMENT,
+          "gather: no such row");
 }
 
 void check_refusals() {
-  const drl_packed_shape shape{1, 40, 9};
-  std::vector<unsigned char> packed = pack(draw(360), shape);
-  std::vector<float> x = draw(18), y(80);
-  const drl_linear call{view(packed), nullptr, DRL_ACTIVATION_NONE, x.data(), 2, y.data()};
+  const Packed packed(DRL_FORMAT_INT4, 1, 40, 9);
   const drl_execution execution{DRL_ISA_SCALAR, nullptr, nullptr};
-  std::vector<unsigned char> memory(drl_linear_workspace_bytes(&shape, 2) - 1);
-  require(drl_linear_int8(&call, {memory.data(), memory.size()}, &execution) ==
-              DRL_WORKSPACE_TOO_SMALL,
+  const std::vector<float> x = draw(18);
+  std::vector<float> y(80), normalisers(2);
+  drl_linear linear{};
+  linear.weights = packed.view();
+  linear.rows = {x.data(), 2, nullptr, 0.0f};
+  linear.outputs[0] = {y.data(), 40};
+  drl_head head{};
+  head.weights = packed.view();
+  head.rows = linear.rows;
+  head.normalisers = normalisers.data();
+  Memory small(drl_linear_workspace_bytes(&linear) - 1), less(drl_head_workspace_bytes(&head) - 1);
+  require(drl_linear_run(&linear, small.workspace(), &execution) == DRL_WORKSPACE_TOO_SMALL &&
+              drl_head_run(&head, less.workspace(), &execution) == DRL_WORKSPACE_TOO_SMALL,
           "a workspace that is too small");
-  for (size_t length = 0; length < packed.size(); ++length) {
-    const std::vector<unsigned char> cut(packed.begin(), packed.begin() + length);
-    require(drl_read_packed_shape(view(cut), nullptr) == DRL_NOT_PACKED, "cut weights");
+  Memory memory(drl_linear_workspace_bytes(&linear));
+  for (int odd = 0; odd < 5; ++odd) {
+    drl_linear call = linear;
+    if (odd == 0) call.weights.multipliers = nullptr;
+    if (odd == 1) call.weights.scales = nullptr;
+    if (odd == 2) call.rows.x = nullptr;
+    if (odd == 3) call.outputs[0].y = nullptr;
+    if (odd == 4) call.weights.depth = 131073;
+    require(drl_linear_run(&call, memory.workspace(), &execution) == DRL_BAD_ARGUMENT,
+            "an impossible argument");
   }
-  for (int round = 0; round < 20000; ++round) {
-    std::vector<unsigned char> damaged = packed;
-    damaged[below(128)] ^= static_cast<unsigned char>(1 + below(255));
-    require(drl_read_packed_shape(view(damaged), nullptr) != DRL_OK, "a damaged header");
-  }
-  require(drl_linear_int8(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
+  head.k = 3;
+  require(drl_head_run(&head, memory.workspace(), &execution) == DRL_BAD_ARGUMENT, "no values");
+  require(drl_linear_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
 }
 
 }  // namespace
 
 int main() {
-  const std::vector<drl_isa> isas = available();
-  for (size_t rows = 0; rows < 30; ++rows) check_linear({1, 37, 70}, rows, isas);
-  for (int round = 0; round < 150; ++round) {
-    check_linear({1, 1 + below(140), 1 + below(300)}, below(30), isas);
-    const size_t columns = 1 + below(140);
-    check_top_k({1, columns, 1 + below(90)}, below(20), 1 + below(columns), isas);
-    check_routed({1 + below(9), 1 + below(90), 1 + below(70)}, below(40), below(4),
-                 below(2) == 0, isas);
+  for (drl_format format : {DRL_FORMAT_INT8, DRL_FORMAT_INT4}) {
+    for (size_t rows = 0; rows < 30; ++rows) check_linear(format, 37, 70, rows);
+    // Large enough that the work is shared out.
+    check_linear(format, 1500, 300, 1);
+    check_linear(format, 1500, 300, 30);
+    check_linear(format, 70, 300, 300);
+    check_head(format, 3000, 300, 20, 50);
   }
-  // Large enough that the work is shared out.
-  check_linear({1, 1500, 300}, 1, isas);
-  check_linear({1, 1500, 300}, 30, isas);
-  check_linear({1, 70, 300}, 300, isas);
-  check_top_k({1, 3000, 300}, 20, 50, isas);
-  check_routed({5, 600, 260}, 1, 2, true, isas);
-  check_routed({5, 600, 260}, 130, 2, true, isas);
+  for (int round = 0; round < 150; ++round) {
+    check_linear(any_format(), 1 + below(140), 1 + below(300), below(30));
+    check_dressed_linear(1 + below(140), 1 + below(300), below(30));
+    const size_t columns = 1 + below(300);
+    check_head(any_format(), columns, 1 + below(90), below(20), below(columns + 1));
+    check_routed(1 + below(9), 1 + below(90), 1 + below(70), below(40), below(5));
+    check_gather(1 + below(100), 1 + below(100));
+  }
+  check_routed(5, 600, 260, 1, 2);
+  check_routed(5, 600, 260, 130, 2);
   check_refusals();
   std::puts("all checks hold");
 }

@@ -13,9 +13,6 @@ INSTRUCTION_SETS = ("scalar", "avx2", "avx512vnni")
 needs_library = pytest.mark.skipif(
     find_library().path is None, reason=f"not tested: {find_library().missing}"
 )
-needs_operators = pytest.mark.skipif(
-    not find_library().has_operators, reason=f"not tested: {find_library().missing}"
-)
 
 
 def available(isa: str, parallel_for: ParallelFor | None = None) -> Kernels | None:

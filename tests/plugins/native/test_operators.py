@@ -1,145 +1,230 @@
-"""The operators in ONNX Runtime: the kernels' results, on its threads, and clear refusals."""
+"""The operators in ONNX Runtime give what their NumPy references give, however they are run."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from drl.plugins.native import Kernels, find_library
-from drl.plugins.ops import ROUTED_FFN
-from tests.plugins.native.arithmetic import same_bits
-from tests.plugins.native.sets import needs_operators
-from tests.plugins.native.test_routed_ffn import CASES, pack, run
-from tests.plugins.ops.case import Array, Case
+from drl.plugins.ops import CACHED_ATTENTION, EXPERT_ROUTE
+from tests.plugins.native.operator_graphs import (
+    OPSETS,
+    Node,
+    graph_model,
+    run,
+    same_bits,
+    session,
+)
+from tests.plugins.native.operator_nodes import (
+    all_nodes,
+    cached_attention,
+    cross_attention,
+    expert_route,
+    head,
+    linear,
+    of_every_operator,
+    projections,
+    routed_ffn,
+)
+from tests.plugins.native.sets import needs_library
+from tests.plugins.ops.case import Array
+from tests.plugins.ops.cases import all_cases
 from tests.plugins.ops.engines import one_node_model
 
-pytestmark = needs_operators
+pytestmark = needs_library
+
+# Sums of floats come in another order than NumPy's; a value may round to the other int8.
+TOLERANCE = 2e-5
 
 
-def model(
-    operator: str, feeds: dict[str, Array], constants: dict[str, Array | None], **attributes: Any
-) -> onnx.ModelProto:
-    """One node: `feeds` are inputs of the graph, then `constants`, of which None is left out."""
-    given = {name: array for name, array in constants.items() if array is not None}
-    names = [*feeds, *(name if name in given else "" for name in constants)]
-    while not names[-1]:
-        names.pop()
-    graph = helper.make_graph(
-        [helper.make_node(operator, names, ["y"], domain="drl", **attributes)],
-        "one_node",
-        [
-            helper.make_tensor_value_info(
-                name,
-                helper.np_dtype_to_tensor_dtype(array.dtype),
-                [f"{name}_{axis}" for axis in range(array.ndim)],
-            )
-            for name, array in feeds.items()
-        ],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(array, name) for name, array in given.items()],
-    )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("drl", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+def assert_close(actual: list[Array], expected: list[Array]) -> None:
+    for got, right in zip(actual, expected, strict=True):
+        assert (got.shape, got.dtype) == (right.shape, right.dtype)
+        if right.dtype.kind == "f":
+            np.testing.assert_allclose(got, right, rtol=TOLERANCE, atol=TOLERANCE)
+        else:
+            np.testing.assert_array_equal(got, right)
 
 
-def session(proto: onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.register_custom_ops_library(str(find_library().path))
-    return ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+@pytest.mark.parametrize("node", list(all_nodes()), ids=str)
+def test_an_operator_gives_what_its_reference_gives(node: Node) -> None:
+    assert_close(run(node), node.expected())
 
 
-def linear(x: Array, packed: Array, bias: Array | None = None, kind: str = "none") -> Any:
-    constants = {"weight": packed, "bias": bias}
-    return model("QuantizedLinear", {"x": x}, constants, activation=kind)
+LARGE = [
+    linear("int8", "silu_glu", (1, 40), 1030, 260, ("norm", "bias", "residual")),
+    linear("int4", "gelu", (3, 7), 1030, 260, ("bias",)),
+    projections("int8", (2, 60), ("norm",)),
+    routed_ffn("int4", "silu_glu", (3, 40), (), 132, 300),
+    head("int8", (4, 1), 16, columns=5000),
+    head("int8", (4, 3), 0, columns=5000),
+    cached_attention((5, 3), heads=8, kv_heads=4, width=64, longest=130),
+    cross_attention((12, 3), 4, heads=8, width=64),
+    expert_route((3, 70), depth=300),
+]
 
 
-def draw(*shape: int) -> Array:
-    return np.asarray(np.random.default_rng(list(shape)).standard_normal(shape), np.float32)
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("leading", [(1,), (3, 7), (2, 1, 40), (0,), (2, 0)], ids=str)
-@pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
-def test_a_linear_is_the_kernels(threads: int, leading: tuple[int, ...], biased: bool) -> None:
-    native = Kernels()
-    packed = native.pack(draw(1030, 260))
-    x, bias = draw(*leading, 260), draw(1030) if biased else None
-    (got,) = session(linear(x, packed, bias, "gelu"), threads).run(None, {"x": x})
-    expected = native.linear(x.reshape(-1, 260), packed, bias, "gelu")
-    assert same_bits(got, expected.reshape(*leading, 1030))
+@pytest.mark.parametrize("node", LARGE, ids=str)
+def test_the_number_of_threads_changes_no_bit(node: Node) -> None:
+    alone = run(node, threads=1)
+    assert_close(alone, node.expected())
+    assert same_bits(run(node, threads=2), alone)
+    assert same_bits(run(node, threads=3), alone)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_routed_layer_is_the_kernels(case: Case, threads: int) -> None:
-    native, kind = Kernels(), case.attributes["activation"]
-    weights = pack(native, case.inputs)
-    feeds = {name: case.inputs[name] for name in ("hidden", "expert_ids", "gates")}
-    names = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias")
-    constants = {name: getattr(weights, name) for name in names}
-    proto = model("RoutedFFNInt8", feeds, constants, activation=kind)
-    (got,) = session(proto, threads).run(None, feeds)
-    assert same_bits(got, run(native, case.inputs, weights, kind))
-
-
-def test_concurrent_runs_of_one_session_do_not_mix() -> None:
-    native = Kernels()
-    packed = native.pack(draw(600, 260))
-    inputs = [draw(rows, 260) for rows in range(1, 60)]
-    shared = session(linear(inputs[0], packed), 2)
+@pytest.mark.parametrize("node", of_every_operator(), ids=str)
+def test_threads_may_run_one_session_at_once(node: Node, threads: int) -> None:
+    shared, alone = session(node.model(), threads), run(node)
     with ThreadPoolExecutor(4) as pool:
-        got = list(pool.map(lambda x: shared.run(None, {"x": x})[0], inputs))
-    assert all(same_bits(y, native.linear(x, packed)) for x, y in zip(inputs, got, strict=True))
+        jobs = [pool.submit(shared.run, node.outputs, node.inputs) for _ in range(60)]
+    assert all(same_bits(job.result(), alone) for job in jobs)
 
 
-def test_bodies_of_other_operators_still_run() -> None:
-    """The library adds to the domain `drl`; what it lacks comes from the graph's functions."""
-    case = next(case for case in CASES if case.operator is ROUTED_FFN)
-    proto = one_node_model(case.operator, case.inputs, case.attributes)
-    (got,) = session(proto).run(None, case.inputs)
-    (expected,) = case.expected().values()
-    np.testing.assert_allclose(got, expected, atol=2e-5)
+def test_sizes_may_change_between_runs_of_a_session() -> None:
+    node = linear("int8", "gelu", optional=("norm", "bias"))
+    shared = session(node.model())
+    for shape in ((1, 1), (2, 40), (0, 1), (1, 3)):
+        feeds = {**node.inputs, "x": linear(shape=shape).inputs["x"]}
+        expected = node.operator.reference(**feeds, **node.attributes)
+        assert_close(shared.run(["y"], feeds), [expected])
 
 
-def refusal(proto: onnx.ModelProto, feeds: dict[str, Array]) -> str:
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - a class per status code
-        session(proto).run(None, feeds)
-    return str(caught.value)
+@pytest.mark.parametrize("node", of_every_operator(), ids=str)
+def test_sessions_do_not_share_anything(node: Node) -> None:
+    first, second = session(node.model()), session(node.model())
+    kept = first.run(node.outputs, node.inputs)
+    del first
+    assert same_bits(second.run(node.outputs, node.inputs), kept)
+    assert same_bits(kept, run(node))
 
 
-def test_what_does_not_fit_is_refused_with_the_reason() -> None:
-    native = Kernels()
-    x, packed = draw(2, 9), native.pack(draw(5, 7))
-    assert "last dimension of x" in refusal(linear(x, packed), {"x": x})
-    x = draw(2, 7)
-    assert "bias" in refusal(linear(x, packed, draw(7)), {"x": x})
-    assert "activation must be" in refusal(linear(x, packed, kind="softmax"), {"x": x})
-    assert "shapes of the packed" in refusal(linear(x, native.pack(draw(2, 5, 7))), {"x": x})
-    packed[8] = 9
-    assert "newer version" in refusal(linear(x, packed), {"x": x})
-    assert "not packed weights" in refusal(linear(x, packed[:50]), {"x": x})
+@pytest.mark.parametrize("node", of_every_operator(), ids=str)
+def test_an_operator_runs_inside_a_branch(node: Node) -> None:
+    """Inputs come from the graph around it, as weights of a decoder that skips layers do."""
+    zeros = [
+        helper.make_node(
+            "ConstantOfShape",
+            ["no_dims"],
+            [name],
+            value=helper.make_tensor(
+                "zero", helper.np_dtype_to_tensor_dtype(array.dtype), [1], [0]
+            ),
+        )
+        for name, array in zip(node.outputs, node.expected(), strict=True)
+    ]
+    no_dims = helper.make_node(
+        "Constant", [], ["no_dims"], value=helper.make_tensor("none", TensorProto.INT64, [0], [])
+    )
+    branches = {"then_branch": [node.proto()], "else_branch": [no_dims, *zeros]}
+    inner = {
+        branch: helper.make_graph(
+            nodes, branch, [], [helper.make_empty_tensor_value_info(name) for name in node.outputs]
+        )
+        for branch, nodes in branches.items()
+    }
+    choose = helper.make_node("If", ["taken"], node.outputs, **inner)
+    taken = helper.make_tensor_value_info("taken", TensorProto.BOOL, [])
+    running = session(graph_model(node, [choose], values=[taken]))
+    got = running.run(node.outputs, {**node.inputs, "taken": np.array(True)})
+    assert same_bits(got, run(node))
+    skipped = running.run(node.outputs, {**node.inputs, "taken": np.array(False)})
+    assert [array.shape for array in skipped] == [()] * len(node.outputs)
 
 
-def test_an_unknown_instruction_set_is_refused_at_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, packed = draw(2, 7), Kernels().pack(draw(5, 7))
-    monkeypatch.setenv("DRL_NATIVE_ISA", "avx9")
-    assert "must be avx512vnni, avx2 or scalar" in refusal(linear(x, packed), {"x": x})
+@pytest.mark.parametrize("node", of_every_operator(), ids=str)
+def test_an_operator_runs_inside_a_function(node: Node) -> None:
+    names = list(node.inputs)
+    function = helper.make_function("other", "Layer", names, node.outputs, [node.proto()], OPSETS)
+    call = helper.make_node("Layer", names, node.outputs, domain="other")
+    model = graph_model(node, [call], [function])
+    model.opset_import.append(helper.make_opsetid("other", 1))
+    assert same_bits(session(model).run(node.outputs, node.inputs), run(node))
 
 
-@pytest.mark.parametrize("expert", [-2, 4])
-def test_an_expert_that_does_not_exist_is_refused(expert: int) -> None:
-    case = CASES[0]
-    weights = pack(Kernels(), case.inputs)
-    feeds = {name: case.inputs[name].copy() for name in ("hidden", "expert_ids", "gates")}
-    feeds["expert_ids"][0, 0, 0] = expert
-    constants = {name: getattr(weights, name) for name in ("up", "down", "gate")}
-    proto = model("RoutedFFNInt8", feeds, constants, **case.attributes)
-    assert "outside of [-1, experts)" in refusal(proto, feeds)
+def bound(model: onnx.ModelProto, inputs: dict[str, Array], outputs: dict[str, Array]) -> Any:
+    """Run on memory bound by address, as the runtime does."""
+    running = session(model)
+    binding = running.io_binding()
+    for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+        for name, array in arrays.items():
+            bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    running.run_with_iobinding(binding)
+
+
+def test_the_cache_is_written_in_place_where_past_and_present_are_one_memory() -> None:
+    node = cached_attention((2, 3), bias_rows=1)
+    inputs = {name: array.copy() for name, array in node.inputs.items()}
+    before = inputs["past_k"].copy(), inputs["past_v"].copy()
+    output = np.empty_like(inputs["q"])
+    outputs = {
+        "output": output,
+        "present_k": inputs["past_k"],
+        "present_v": inputs["past_v"],
+    }
+    bound(node.model(), inputs, outputs)
+    assert_close([output, inputs["past_k"], inputs["past_v"]], node.expected())
+    assert not same_bits([inputs["past_k"], inputs["past_v"]], before)
+
+
+def test_a_cache_of_its_own_is_a_copy_and_the_past_stays() -> None:
+    node = cached_attention((2, 3))
+    inputs = {name: array.copy() for name, array in node.inputs.items()}
+    expected = node.expected()
+    outputs = {
+        name: np.full_like(array, np.nan)
+        for name, array in zip(node.outputs, expected, strict=True)
+    }
+    bound(node.model(), inputs, outputs)
+    assert_close(list(outputs.values()), expected)
+    assert same_bits(list(inputs.values()), list(node.inputs.values()))
+
+
+def test_keys_may_be_in_place_and_values_a_copy() -> None:
+    node = cached_attention((2, 3))
+    inputs = {name: array.copy() for name, array in node.inputs.items()}
+    output, values = np.empty_like(inputs["q"]), np.empty_like(inputs["past_v"])
+    outputs = {"output": output, "present_k": inputs["past_k"], "present_v": values}
+    bound(node.model(), inputs, outputs)
+    assert_close([output, inputs["past_k"], values], node.expected())
+
+
+HALVES = [
+    case
+    for case in all_cases()
+    if case.operator in (CACHED_ATTENTION, EXPERT_ROUTE) and case.precision == "fp16"
+]
+
+
+@pytest.mark.parametrize("case", HALVES, ids=str)
+def test_float16_takes_the_body_in_the_graph(case: Any) -> None:
+    """There is a kernel for float32 alone, and a node of another type must still load."""
+    model = one_node_model(case.operator, case.inputs, case.attributes)
+    names = [output.name for output in model.graph.output]
+    results = dict(zip(names, session(model).run(names, case.inputs), strict=True))
+    for name, right in case.expected().items():
+        assert results[name].dtype == right.dtype
+        np.testing.assert_allclose(
+            results[name].astype(np.float32),
+            right.astype(np.float32),
+            rtol=case.tolerance,
+            atol=case.tolerance,
+        )
+
+
+def test_a_kernel_goes_before_the_body_in_the_graph() -> None:
+    """A body that gives something else is not taken."""
+    node = cross_attention()
+    wrong = helper.make_function(
+        "drl",
+        "CrossAttention",
+        list(node.inputs),
+        ["output"],
+        [helper.make_node("Neg", ["q"], ["output"])],
+        OPSETS,
+        ["num_heads", "scale"],
+    )
+    model = graph_model(node, [node.proto()], [wrong])
+    assert same_bits(session(model).run(node.outputs, node.inputs), run(node))

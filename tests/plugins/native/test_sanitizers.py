@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-CHECKS = Path(__file__).with_name("kernel_checks.cpp")
+CHECKS = sorted(Path(__file__).parent.glob("*_checks.cpp"))
 SOURCES = Path(__file__).parents[3] / "plugins" / "native" / "src"
-FLAGS = ("-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-pthread")
+FLAGS = (
+    *("-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"),
+    *("-ffp-contract=off", "-fno-trapping-math"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +25,9 @@ def compiler() -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+@pytest.mark.parametrize("checks", CHECKS, ids=lambda path: path.stem)
 def test_the_kernels_hold_under_the_sanitizers(
-    compiler: str, sanitizers: str, tmp_path: Path
+    compiler: str, checks: Path, sanitizers: str, tmp_path: Path
 ) -> None:
     flags = (*FLAGS, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all")
     empty = tmp_path / "empty.cpp"
@@ -34,7 +38,7 @@ def test_the_kernels_hold_under_the_sanitizers(
     if probe.returncode:
         pytest.skip(f"the compiler has no sanitizer for {sanitizers}: {probe.stderr.strip()}")
     program = tmp_path / "checks"
-    build = [compiler, *flags, "-o", program, CHECKS, *sorted(SOURCES.glob("*.cpp"))]
+    build = [compiler, *flags, "-o", program, checks, *sorted(SOURCES.glob("*.cpp"))]
     subprocess.run(build, check=True)
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

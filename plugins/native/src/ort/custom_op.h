@@ -1,189 +1,124 @@
-// What every operator for ONNX Runtime shares: its table of callbacks, and access to tensors.
+// The callbacks of an operator, made from a struct that describes it.
+//
+// `Op` has kName, kInputs and kOutputs (the arguments in their order), configure(Attributes&),
+// which reads the attributes once, and compute(Call&) const, which any number of threads may run at
+// once.
 #pragma once
 
-#if __has_include(<onnxruntime_c_api.h>)
-#include <onnxruntime_c_api.h>
-#else
-#include <onnxruntime/onnxruntime_c_api.h>
-#endif
+#include <iterator>
+#include <new>
 
-#include <cstring>
-
-#include "../drl_native.h"
+#include "attributes.h"
+#include "call.h"
+#include "operators.h"
 
 namespace drl::ort {
 
-// The first version with all functions that are used here. ONNX Runtime keeps old versions, so a
-// library that asks for this one runs with every later ONNX Runtime, whatever its headers were.
-constexpr uint32_t kApiVersion = 17;
-static_assert(ORT_API_VERSION >= kApiVersion, "ONNX Runtime's headers must be 1.17 or newer");
-
-inline OrtStatus* error(const OrtApi& api, const char* message) {
-  return api.CreateStatus(ORT_INVALID_ARGUMENT, message);
-}
-
-// Tensors of one call of a kernel. After the first failure it does nothing but carry the status.
-class Call {
- public:
-  Call(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {
-    keep(api.KernelContext_GetInputCount(context, &inputs_));
+template <class Op>
+struct OperatorTable : CustomOp {
+  OperatorTable() : CustomOp{} {
+    version = kApiVersion;
+    GetName = [](const CustomOp*) { return Op::kName; };
+    GetExecutionProviderType = [](const CustomOp*) -> const char* { return nullptr; };  // the CPU
+    GetInputTypeCount = [](const CustomOp*) { return std::size(Op::kInputs); };
+    GetInputType = [](const CustomOp*, size_t index) { return Op::kInputs[index].type; };
+    GetInputCharacteristic = [](const CustomOp*, size_t i) { return Op::kInputs[i].presence; };
+    GetInputMemoryType = [](const CustomOp*, size_t) { return MemoryType::kDefault; };
+    GetOutputTypeCount = [](const CustomOp*) { return std::size(Op::kOutputs); };
+    GetOutputType = [](const CustomOp*, size_t index) { return Op::kOutputs[index].type; };
+    GetOutputCharacteristic = [](const CustomOp*, size_t) { return Presence::kRequired; };
+    GetVariadicInputMinArity = [](const CustomOp*) { return 0; };
+    GetVariadicInputHomogeneity = [](const CustomOp*) { return 0; };
+    GetVariadicOutputMinArity = [](const CustomOp*) { return 0; };
+    GetVariadicOutputHomogeneity = [](const CustomOp*) { return 0; };
+    GetStartVersion = [](const CustomOp*) { return 1; };
+    GetEndVersion = [](const CustomOp*) { return 1; };
+    CreateKernelV2 = create;
+    KernelComputeV2 = compute;
+    KernelDestroy = destroy;
   }
 
-  struct Tensor {
-    const void* data = nullptr;  // null for an input that is absent or empty
-    bool given = false;
-    size_t rank = 0;
-    int64_t dims[8] = {};
-
-    size_t count() const {
-      size_t product = 1;
-      for (size_t axis = 0; axis < rank; ++axis) product *= static_cast<size_t>(dims[axis]);
-      return product;
-    }
-    bool is(size_t expected_rank) const { return given && rank == expected_rank; }
+ private:
+  struct Kernel {
+    Environment environment;
+    Op op;
   };
 
-  Tensor input(size_t index) {
-    Tensor tensor;
-    const OrtValue* value = nullptr;
-    if (status_ != nullptr || index >= inputs_) return tensor;
-    if (!keep(api_.KernelContext_GetInput(context_, index, &value)) || value == nullptr) {
-      return tensor;
+  static Status* create(const CustomOp*, const Api* api, const KernelInfo* info, void** out) {
+    Failure failure(*api, Op::kName);
+    Kernel* kernel = new (std::nothrow) Kernel{};
+    if (kernel == nullptr) {
+      failure.say("no memory for its kernel");
+      return failure.status();
     }
-    tensor.given = true;
-    OrtTensorTypeAndShapeInfo* info = nullptr;
-    if (!keep(api_.GetTensorTypeAndShape(value, &info))) return tensor;
-    if (keep(api_.GetDimensionsCount(info, &tensor.rank))) {
-      if (tensor.rank <= 8) {
-        keep(api_.GetDimensions(info, tensor.dims, tensor.rank));
-      } else {
-        fail("a tensor has more than 8 dimensions");
-      }
+    Environment& environment = kernel->environment;
+    environment.api = api;
+    const drl_status isa = drl_default_isa(&environment.isa);
+    if (isa != DRL_OK) failure.say("%s", drl_status_message(isa));
+    Attributes attributes(failure, info);
+    kernel->op.configure(attributes);
+    failure.keep(KernelInfo_GetInputCount::call(*api, info, &environment.inputs));
+    failure.keep(
+        KernelInfoGetAllocator::call(*api, info, MemoryType::kDefault, &environment.allocator));
+    if (failure.none()) {
+      *out = kernel;
+    } else {
+      destroy(kernel);
     }
-    api_.ReleaseTensorTypeAndShapeInfo(info);
-    void* data = nullptr;
-    // ONNX Runtime has one function for reading and writing.
-    keep(api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-    tensor.data = data;
-    return tensor;
+    return failure.status();
   }
 
-  float* output(const int64_t* dims, size_t rank) {
-    OrtValue* value = nullptr;
-    void* data = nullptr;
-    if (status_ != nullptr) return nullptr;
-    if (keep(api_.KernelContext_GetOutput(context_, 0, dims, rank, &value))) {
-      keep(api_.GetTensorMutableData(value, &data));
-    }
-    return static_cast<float*>(data);
+  static Status* compute(void* self, KernelContext* context) {
+    const Kernel& kernel = *static_cast<const Kernel*>(self);
+    Call call(kernel.environment, context, Op::kName, Op::kInputs);
+    kernel.op.compute(call);
+    return call.failure().status();
   }
 
-  // Tasks on the session's own threads.
-  drl_execution execution(drl_isa isa) {
-    const drl_parallel_for run = [](void* self, size_t count, drl_task task, void* state) {
-      Call& call = *static_cast<Call*>(self);
-      call.keep(call.api_.KernelContext_ParallelFor(call.context_, task, count, count, state));
-    };
-    return {isa, run, this};
+  static void destroy(void* self) {
+    Kernel* kernel = static_cast<Kernel*>(self);
+    // Null where making the kernel failed early; ONNX Runtime takes that.
+    ReleaseAllocator::call(*kernel->environment.api, kernel->environment.allocator);
+    delete kernel;
   }
+};
 
-  bool ok() const { return status_ == nullptr; }
-  void fail(const char* message) { keep(error(api_, message)); }
-  void check(drl_status status) {
-    if (status != DRL_OK) fail(drl_status_message(status));
+// An operator that has no kernel here for another float type than float32. ONNX Runtime refuses
+// types that no operator of the name declares, even where the graph brings a function for it. So
+// this declares them, for an execution provider that does not exist: no kernel is found, and the
+// function is taken.
+template <class Op, ElementType kFloatType>
+struct WithoutKernel : OperatorTable<Op> {
+  WithoutKernel() {
+    this->GetExecutionProviderType = [](const CustomOp*) { return "DRLFunctionBody"; };
+    this->GetInputType = [](const CustomOp*, size_t i) { return replaced(Op::kInputs[i]); };
+    this->GetOutputType = [](const CustomOp*, size_t i) { return replaced(Op::kOutputs[i]); };
   }
-  OrtStatus* status() const { return status_; }
 
  private:
-  bool keep(OrtStatus* status) {
-    if (status_ == nullptr) {
-      status_ = status;
-    } else if (status != nullptr) {
-      api_.ReleaseStatus(status);
-    }
-    return status_ == nullptr;
+  static ElementType replaced(const Argument& argument) {
+    return argument.any_float ? kFloatType : argument.type;
   }
-
-  const OrtApi& api_;
-  OrtKernelContext* context_;
-  size_t inputs_ = 0;
-  OrtStatus* status_ = nullptr;
 };
 
-// Memory of the session's allocator for the length of one call.
-class Scratch {
- public:
-  Scratch(OrtAllocator* allocator, size_t bytes)
-      : allocator_(allocator), workspace_{allocator->Alloc(allocator, bytes), bytes} {}
-  ~Scratch() { allocator_->Free(allocator_, workspace_.data); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  const drl_workspace& workspace() const { return workspace_; }
-
- private:
-  OrtAllocator* allocator_;
-  drl_workspace workspace_;
-};
-
-// What a kernel keeps between calls.
-struct KernelState {
-  const OrtApi* api = nullptr;
-  OrtAllocator* allocator = nullptr;
-  drl_isa isa = DRL_ISA_SCALAR;
-  char activation[16] = {};  // the attribute
-};
-
-OrtStatus* make_state(const OrtApi* api, const OrtKernelInfo* info, KernelState* state);
-
-// The callbacks of an operator whose kernel is a function. `Op` has kName, kInputs (the types),
-// kRequired (how many of the inputs must be given) and compute(const KernelState&, Call&).
 template <class Op>
-struct CustomOp : OrtCustomOp {
-  CustomOp() : OrtCustomOp{} {
-    version = kApiVersion;
-    GetName = [](const OrtCustomOp*) { return Op::kName; };
-    GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
-    GetInputTypeCount = [](const OrtCustomOp*) { return sizeof Op::kInputs / sizeof *Op::kInputs; };
-    GetInputType = [](const OrtCustomOp*, size_t index) { return Op::kInputs[index]; };
-    GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
-      return index < Op::kRequired ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
-    };
-    GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-    GetOutputTypeCount = [](const OrtCustomOp*) { return size_t{1}; };
-    GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
-    GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-    GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
-    GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
-    GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
-    GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
-    GetStartVersion = [](const OrtCustomOp*) { return 1; };
-    GetEndVersion = [](const OrtCustomOp*) { return 1; };
-    CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info,
-                        void** kernel) -> OrtStatus* {
-      KernelState state;
-      OrtStatus* status = make_state(api, info, &state);
-      if (status == nullptr) *kernel = new KernelState(state);
-      return status;
-    };
-    KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatus* {
-      const KernelState& state = *static_cast<KernelState*>(kernel);
-      Call call(*state.api, context);
-      if (call.ok()) Op::compute(state, call);
-      return call.status();
-    };
-    KernelDestroy = [](void* kernel) {
-      KernelState* state = static_cast<KernelState*>(kernel);
-      state->api->ReleaseAllocator(state->allocator);
-      delete state;
-    };
-  }
-};
+Tables of_float32() {
+  static const OperatorTable<Op> table;
+  return {{&table}};
+}
 
-constexpr ONNXTensorElementDataType kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-constexpr ONNXTensorElementDataType kInt32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
-constexpr ONNXTensorElementDataType kBytes = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+template <class Op>
+Tables of_any_float() {
+  static const OperatorTable<Op> table;
+  static const WithoutKernel<Op, ElementType::kFloat16> half;
+  static const WithoutKernel<Op, ElementType::kBfloat16> brain;
+  return {{&table, &half, &brain}};
+}
 
-const OrtCustomOp* quantized_linear();
-const OrtCustomOp* routed_ffn_int8();
+constexpr ElementType kFloat = ElementType::kFloat;
+constexpr ElementType kUint8 = ElementType::kUint8;
+constexpr ElementType kInt32 = ElementType::kInt32;
+constexpr ElementType kInt64 = ElementType::kInt64;
+constexpr ElementType kBool = ElementType::kBool;
 
 }  // namespace drl::ort

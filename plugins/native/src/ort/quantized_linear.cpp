@@ -1,65 +1,55 @@
-// drl.QuantizedLinear(x [..., K], packed weight, bias [N]?) -> [..., N], attribute `activation`.
+// drl.QuantizedLinear: a linear of packed weights, with what stands before and after it.
 #include "custom_op.h"
+#include "weights.h"
 
 namespace drl::ort {
 namespace {
 
-struct NamedActivation {
-  const char* name;
-  drl_activation activation;
-};
-
-constexpr NamedActivation kActivations[] = {{"none", DRL_ACTIVATION_NONE},
-                                            {"relu", DRL_ACTIVATION_RELU},
-                                            {"gelu", DRL_ACTIVATION_GELU},
-                                            {"gelu_tanh", DRL_ACTIVATION_GELU_TANH},
-                                            {"silu", DRL_ACTIVATION_SILU}};
-
 struct QuantizedLinear {
   static constexpr const char* kName = "QuantizedLinear";
-  static constexpr ONNXTensorElementDataType kInputs[] = {kFloat, kBytes, kFloat};
-  static constexpr size_t kRequired = 2;
+  enum Input : size_t { kX, kWeight, kScale, kMultiplier, kNorm, kBias, kResidual };
+  static constexpr Argument kInputs[] = {{"x", kFloat},
+                                         {"weight", kUint8},
+                                         {"scale", kFloat},
+                                         {"multiplier", kUint8, kOptional},
+                                         {"norm", kFloat, kOptional},
+                                         {"bias", kFloat, kOptional},
+                                         {"residual", kFloat, kOptional}};
+  static constexpr Argument kOutputs[] = {{"y", kFloat}};
 
-  static void compute(const KernelState& state, Call& call) {
-    const Call::Tensor x = call.input(0), weight = call.input(1), bias = call.input(2);
-    drl_linear linear{};
-    drl_packed_shape shape{};
-    linear.weight = {weight.data, weight.count()};
-    if (call.ok()) call.check(drl_read_packed_shape(linear.weight, &shape));
-    if (!call.ok()) return;
-    if (x.rank == 0 || x.dims[x.rank - 1] != static_cast<int64_t>(shape.depth)) {
-      return call.fail("QuantizedLinear: the last dimension of x is not the depth of the weight");
-    }
-    if (bias.given && (bias.rank != 1 || bias.count() != shape.columns)) {
-      return call.fail("QuantizedLinear: the bias is not as long as the weight has columns");
-    }
-    const NamedActivation* chosen = nullptr;
-    for (const NamedActivation& known : kActivations) {
-      if (std::strcmp(state.activation, known.name) == 0) chosen = &known;
-    }
-    if (chosen == nullptr) {
-      return call.fail("QuantizedLinear: activation must be none, relu, gelu, gelu_tanh or silu");
-    }
-    int64_t dims[8];
-    std::memcpy(dims, x.dims, sizeof dims);
-    dims[x.rank - 1] = static_cast<int64_t>(shape.columns);
-    linear.bias = static_cast<const float*>(bias.data);
-    linear.activation = chosen->activation;
-    linear.x = static_cast<const float*>(x.data);
-    linear.rows = x.count() / shape.depth;
-    linear.y = call.output(dims, x.rank);
-    if (!call.ok() || linear.rows == 0) return;
-    const Scratch scratch(state.allocator, drl_linear_workspace_bytes(&shape, linear.rows));
-    const drl_execution execution = call.execution(state.isa);
-    call.check(drl_linear_int8(&linear, scratch.workspace(), &execution));
+  void configure(Attributes& attributes) {
+    attributes.check_layout();
+    columns = attributes.count("columns");
+    epsilon = attributes.number("epsilon");
+    activation = attributes.activation(/*may_be_none=*/true);
   }
+
+  void compute(Call& call) const {
+    const Tensor x = call.tensor(kX, 2, 3);
+    if (!call.ok()) return;
+    const int64_t depth = x.dims[x.rank - 1], matrices = activation.gated ? 2 : 1;
+    const Shape y = x.with_last(columns);
+    drl_linear linear{};
+    linear.weights = read_weights(call, {kWeight, kScale, kMultiplier}, matrices, columns, depth);
+    linear.rows.x = x.values<float>();
+    linear.rows.count = y.count() / static_cast<size_t>(columns);
+    linear.rows.norm = call.values<float>(kNorm, {depth});
+    linear.rows.epsilon = epsilon;
+    linear.bias = call.values<float>(kBias, {matrices * columns});
+    linear.residual = call.values<float>(kResidual, y);
+    linear.activation = activation.of;
+    linear.outputs[0].y = call.output<float>(0, y);
+    linear.outputs[0].columns = linear.weights.columns;
+    if (linear.rows.count > 0) call.run(linear, drl_linear_workspace_bytes, drl_linear_run);
+  }
+
+  int64_t columns = 0;
+  float epsilon = 0;
+  Activation activation{};
 };
 
 }  // namespace
 
-const OrtCustomOp* quantized_linear() {
-  static const CustomOp<QuantizedLinear> op;
-  return &op;
-}
+Tables quantized_linear() { return of_float32<QuantizedLinear>(); }
 
 }  // namespace drl::ort

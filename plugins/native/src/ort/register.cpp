@@ -1,34 +1,67 @@
 // The entry point that ONNX Runtime calls when the library is registered with a session's options.
-#include "custom_op.h"
+#include <cstdio>
+#include <cstdlib>
+
+#include "../drl_native.h"
+#include "operators.h"
 
 namespace drl::ort {
+namespace {
 
-OrtStatus* make_state(const OrtApi* api, const OrtKernelInfo* info, KernelState* state) {
-  state->api = api;
-  const drl_status found = drl_default_isa(&state->isa);
-  if (found != DRL_OK) return error(*api, drl_status_message(found));
-  size_t size = sizeof state->activation;
-  OrtStatus* status =
-      api->KernelInfoGetAttribute_string(info, "activation", state->activation, &size);
-  if (status != nullptr) return status;
-  return api->KernelInfoGetAllocator(info, OrtMemTypeDefault, &state->allocator);
+constexpr Tables (*kOperators[])() = {cached_attention,      cross_attention,
+                                      expert_route,          quantized_gather,
+                                      quantized_head,        quantized_linear,
+                                      quantized_projections, quantized_routed_ffn};
+
+// Whether a version such as "1.25.1" has the interface of version kApiVersion.
+bool recent(const char* version) {
+  char* end = nullptr;
+  const long major = std::strtol(version, &end, 10);
+  const long minor = *end == '.' ? std::strtol(end + 1, nullptr, 10) : 0;
+  return major > 1 || (major == 1 && minor >= static_cast<long>(kApiVersion));
 }
 
+Status* refuse(const ApiBase& base) {
+  const char* version = base.GetVersionString();
+  char line[256];
+  if (recent(version)) {
+    std::snprintf(line, sizeof line,
+                  "ONNX Runtime %s does not offer version %u of its interface any more, which "
+                  "drl's native operators need; install a newer drl",
+                  version, kApiVersion);
+  } else {
+    std::snprintf(line, sizeof line,
+                  "drl's native operators need ONNX Runtime 1.%u or newer, and this is %s; "
+                  "upgrade it",
+                  kApiVersion, version);
+  }
+  // The function that makes a status stands first in every version.
+  const Api* oldest = base.GetApi(1);
+  if (oldest == nullptr) oldest = base.GetApi(17);
+  return oldest == nullptr ? nullptr : CreateStatus::call(*oldest, ErrorCode::kFail, line);
+}
+
+Status* add_operators(const Api& api, SessionOptions* options) {
+  // Sessions keep pointers to the domain and nobody says when the last is gone, so its few bytes
+  // stay. A domain per call serves processes with several copies of ONNX Runtime, too.
+  CustomOpDomain* domain = nullptr;
+  Status* status = CreateCustomOpDomain::call(api, "drl", &domain);
+  for (const auto tables : kOperators) {
+    for (const CustomOp* op : tables().each) {
+      if (status == nullptr && op != nullptr) status = CustomOpDomain_Add::call(api, domain, op);
+    }
+  }
+  return status == nullptr ? AddCustomOpDomain::call(api, options, domain) : status;
+}
+
+}  // namespace
 }  // namespace drl::ort
 
-extern "C" DRL_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
-                                                                const OrtApiBase* base) {
-  const OrtApi* api = base->GetApi(drl::ort::kApiVersion);
-  if (api == nullptr) return nullptr;  // older than the API: it could not read a status either
-  // Sessions keep pointers to the domain, so it lives as long as the library.
-  static OrtCustomOpDomain* domain = nullptr;
-  static OrtStatus* (*const make)(const OrtApi*) = [](const OrtApi* from) -> OrtStatus* {
-    OrtStatus* status = from->CreateCustomOpDomain("drl", &domain);
-    if (status == nullptr) status = from->CustomOpDomain_Add(domain, drl::ort::quantized_linear());
-    if (status == nullptr) status = from->CustomOpDomain_Add(domain, drl::ort::routed_ffn_int8());
-    return status;
-  };
-  static OrtStatus* const made = make(api);
-  if (made != nullptr) return api->CreateStatus(ORT_FAIL, api->GetErrorMessage(made));
-  return api->AddCustomOpDomain(options, domain);
+extern "C" DRL_EXPORT drl::ort::Status* RegisterCustomOps(drl::ort::SessionOptions* options,
+                                                          const drl::ort::ApiBase* base) {
+  using namespace drl::ort;
+  const bool known = recent(base->GetVersionString());
+  // Asking an older one for the table would make it print a warning of its own.
+  const Api* api = known ? base->GetApi(kApiVersion) : nullptr;
+  return api == nullptr ? refuse(*base) : add_operators(*api, options);
 }

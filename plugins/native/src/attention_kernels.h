@@ -1,0 +1,57 @@
+// What an instruction set brings for attention and routing: float loops, behind one table.
+//
+// Sums have a fixed order, and products are rounded before they are added, so all tables compute
+// the same bits.
+#pragma once
+
+#include <cstddef>
+
+#include "drl_native.h"
+
+namespace drl {
+
+// Floats of a vector in the loops, and partial sums, whatever a processor's registers hold.
+constexpr size_t kFloatLanes = 16;
+
+// One query of a key head, for one token and one head.
+struct AttentionQuery {
+  const float* q;     // [width]
+  const float* bias;  // [slots], or null
+  float* y;           // [width]
+  size_t slots;       // it attends to the first so many, at least one
+};
+
+// The keys and values of one head.
+struct AttentionHead {
+  const float* keys;    // [slots, width]
+  const float* values;  // [slots, width]
+  const float* next;    // keys that the next call reads; a hint, but not null
+  size_t width;
+  float scale;
+};
+
+struct AttentionKernels {
+  // y = softmax(q · keysᵀ · scale + bias) · values for each query. They share every key and value
+  // that is read, and come in the order of their slots, the fewest first.
+  //
+  // `scores` is memory of [count, stride], the stride a multiple of kFloatLanes.
+  void (*attend)(const AttentionHead& head, const AttentionQuery* queries, size_t count,
+                 float* scores, size_t stride);
+
+  // y[rows, stride] = x[rows, depth] · weight[depth, columns]; the rest of y's rows is left alone.
+  void (*project)(const float* x, size_t rows, size_t depth, const float* weight, size_t columns,
+                  float* y, size_t stride);
+
+  // x[count] becomes its softmax; x has room up to a multiple of kFloatLanes.
+  void (*softmax)(float* x, size_t count);
+};
+
+const AttentionKernels& scalar_attention_kernels();
+// Null where this build has none.
+const AttentionKernels* avx2_attention_kernels();
+const AttentionKernels* avx512_attention_kernels();
+
+// The kernels of an instruction set, or null where processor or build lack it.
+const AttentionKernels* attention_kernels_for(drl_isa isa);
+
+}  // namespace drl

@@ -1,0 +1,82 @@
+// Attention's loops for any processor. Slow, and what the others are tested against.
+#include "expert_route_loops.h"
+#include "lanes.h"
+
+namespace drl {
+namespace {
+
+struct ScalarVector {
+  static constexpr size_t kRows = 1;
+
+  float lanes[kFloatLanes];
+
+  static ScalarVector broadcast(float value) {
+    ScalarVector result;
+    for (float& lane : result.lanes) lane = value;
+    return result;
+  }
+
+  static ScalarVector load(const float* x) {
+    ScalarVector result;
+    std::memcpy(result.lanes, x, sizeof result.lanes);
+    return result;
+  }
+
+  static ScalarVector load(const float* x, size_t count) {
+    ScalarVector result = broadcast(0.0f);
+    std::memcpy(result.lanes, x, count * sizeof(float));
+    return result;
+  }
+
+  void store(float* y) const { std::memcpy(y, lanes, sizeof lanes); }
+  void store(float* y, size_t count) const { std::memcpy(y, lanes, count * sizeof(float)); }
+
+  static void prefetch(const float*) {}
+
+  float total() const {
+    float sums[kFloatLanes];
+    store(sums);
+    return sum_tree<kFloatLanes>(sums);
+  }
+
+  // NaN counts as nothing.
+  float highest() const {
+    float result = lanes[0];
+    for (float lane : lanes) result = lane > result ? lane : result;
+    return result;
+  }
+
+  static void totals(const ScalarVector (&vectors)[kTileSlots], float* y) {
+    for (size_t i = 0; i < kTileSlots; ++i) y[i] = vectors[i].total();
+  }
+};
+
+inline ScalarVector operator+(const ScalarVector& a, const ScalarVector& b) {
+  ScalarVector result;
+  for (size_t i = 0; i < kFloatLanes; ++i) result.lanes[i] = a.lanes[i] + b.lanes[i];
+  return result;
+}
+
+inline ScalarVector operator*(const ScalarVector& a, const ScalarVector& b) {
+  ScalarVector result;
+  for (size_t i = 0; i < kFloatLanes; ++i) result.lanes[i] = a.lanes[i] * b.lanes[i];
+  return result;
+}
+
+// b where a is NaN, as the vector instructions have it.
+inline ScalarVector maximum(const ScalarVector& a, const ScalarVector& b) {
+  ScalarVector result;
+  for (size_t i = 0; i < kFloatLanes; ++i) {
+    result.lanes[i] = a.lanes[i] > b.lanes[i] ? a.lanes[i] : b.lanes[i];
+  }
+  return result;
+}
+
+}  // namespace
+
+const AttentionKernels& scalar_attention_kernels() {
+  static constexpr AttentionKernels kernels = make_attention_kernels<ScalarVector>();
+  return kernels;
+}
+
+}  // namespace drl

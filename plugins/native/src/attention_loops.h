@@ -1,0 +1,243 @@
+// The loops of attention, written once over a vector of 16 lanes and compiled for every
+// instruction set that includes them (see exponential.h).
+//
+// A Vector holds kFloatLanes floats. It has kRows, the rows of a tile that fit in registers, and
+// broadcast, load, store, +, *, maximum, prefetch and sums of its lanes, in the order of sum_tree.
+#pragma once
+
+#include <cstring>
+
+#include "attention_kernels.h"
+#include "softmax.h"
+
+namespace drl {
+namespace {
+
+// Slots that are taken together, so that one instruction sums the lanes of several.
+constexpr size_t kTileSlots = 4;
+// Keys or values of so many bytes stay in the fastest cache while all queries pass.
+constexpr size_t kBlockBytes = 16 * 1024;
+// Memory is asked for so far ahead: with few queries this code waits for it, and processors guess
+// less well, above all where keys end and values begin.
+constexpr size_t kAheadFloats = 1024;
+
+inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+inline size_t slots_per_block(size_t width) {
+  const size_t lanes = kBlockBytes / (width * sizeof(float)) / kFloatLanes;
+  return (lanes == 0 ? 1 : lanes) * kFloatLanes;
+}
+
+// What is read kAheadFloats after a place in `now`, which has `count` and is followed by `then`.
+inline const float* ahead(const float* now, size_t place, size_t count, const float* then) {
+  place += kAheadFloats;
+  return place < count ? now + place : then + (place - count);
+}
+
+// Calls body(0) … body(Count - 1). Loops over registers are written with it: in a loop proper, GCC
+// keeps their array in memory.
+template <size_t Count, class Body>
+[[gnu::always_inline]] inline void unrolled(const Body& body) {
+  if constexpr (Count > 0) {
+    unrolled<Count - 1>(body);
+    body(Count - 1);
+  }
+}
+
+// Calls tile.run<n>(row) for groups of up to `Rows` rows, n being how many from `row` on.
+template <size_t Rows, class Tile>
+inline void for_rows(size_t first, size_t last, const Tile& tile) {
+  if constexpr (Rows > 0) {
+    for (; first + Rows <= last; first += Rows) tile.template run<Rows>(first);
+    for_rows<Rows - 1>(first, last, tile);
+  }
+}
+
+// Products of queries with the keys of slots [begin, end).
+template <class Vector>
+struct ScoreTile {
+  const AttentionHead& head;
+  const AttentionQuery* queries;
+  size_t begin;
+  size_t end;
+  size_t slots;  // of all blocks
+  float* scores;
+  size_t stride;
+
+  template <size_t Rows>
+  void run(size_t row) const {
+    const size_t last = smaller(end, queries[row + Rows - 1].slots);
+    for (size_t slot = begin; slot < last; slot += kTileSlots) {
+      const float* keys[kTileSlots];
+      // The last tile repeats a key rather than read beyond; softmax overwrites its product.
+      for (size_t i = 0; i < kTileSlots; ++i) {
+        keys[i] = head.keys + smaller(slot + i, last - 1) * head.width;
+      }
+      if (row == 0) prefetch(slot);
+      float* out = scores + row * stride + slot;
+      if (head.width % kFloatLanes == 0) {
+        products<Rows, false>(queries + row, keys, out);
+      } else {
+        products<Rows, true>(queries + row, keys, out);
+      }
+    }
+  }
+
+ private:
+  // Inlined, since GCC drops calls of functions that only prefetch.
+  [[gnu::always_inline]] void prefetch(size_t slot) const {
+    const size_t width = head.width;
+    const float* next = ahead(head.keys, slot * width, slots * width, head.values);
+    for (size_t i = 0; i < kTileSlots * width; i += kFloatLanes) Vector::prefetch(next + i);
+  }
+
+  template <size_t Rows, bool Rest>
+  void products(const AttentionQuery* rows, const float* const* keys, float* out) const {
+    Vector sums[Rows][kTileSlots];
+    unrolled<Rows>([&](size_t row) {
+      unrolled<kTileSlots>([&](size_t i) { sums[row][i] = Vector::broadcast(0.0f); });
+    });
+    size_t done = 0;
+    for (; done + kFloatLanes <= head.width; done += kFloatLanes) {
+      multiply<Rows>(rows, keys, [&](const float* x) { return Vector::load(x + done); }, sums);
+    }
+    if constexpr (Rest) {
+      const size_t rest = head.width - done;
+      multiply<Rows>(rows, keys, [&](const float* x) { return Vector::load(x + done, rest); },
+                     sums);
+    }
+    unrolled<Rows>([&](size_t row) { Vector::totals(sums[row], out + row * stride); });
+  }
+
+  template <size_t Rows, class Load>
+  [[gnu::always_inline]] static void multiply(const AttentionQuery* rows,
+                                              const float* const* keys, const Load& load,
+                                              Vector (&sums)[Rows][kTileSlots]) {
+    Vector key[kTileSlots];
+    unrolled<kTileSlots>([&](size_t i) { key[i] = load(keys[i]); });
+    unrolled<Rows>([&](size_t row) {
+      const Vector q = load(rows[row].q);
+      unrolled<kTileSlots>([&](size_t i) { sums[row][i] = sums[row][i] + q * key[i]; });
+    });
+  }
+};
+
+// y += weights · values over slots [begin, end), one slot after the other.
+template <class Vector>
+struct MixTile {
+  const AttentionHead& head;
+  const AttentionQuery* queries;
+  size_t begin;
+  size_t end;
+  size_t slots;  // of all blocks
+  const float* weights;
+  size_t stride;
+
+  template <size_t Rows>
+  void run(size_t row) const {
+    const size_t shared = smaller(end, queries[row].slots);
+    if (begin < shared) mix<Rows>(row, begin, shared);
+    // Slots that only the later queries see: a causal mask over several tokens.
+    if constexpr (Rows > 1) {
+      for (size_t i = row; i < row + Rows; ++i) {
+        const size_t first = begin < shared ? shared : begin;
+        const size_t last = smaller(end, queries[i].slots);
+        if (first < last) mix<1>(i, first, last);
+      }
+    }
+  }
+
+ private:
+  template <size_t Rows>
+  void mix(size_t row, size_t first, size_t last) const {
+    size_t column = 0;
+    for (; column + 4 * kFloatLanes <= head.width; column += 4 * kFloatLanes) {
+      columns<Rows, 4, false>(row, first, last, column);
+    }
+    for (; column + 2 * kFloatLanes <= head.width; column += 2 * kFloatLanes) {
+      columns<Rows, 2, false>(row, first, last, column);
+    }
+    for (; column + kFloatLanes <= head.width; column += kFloatLanes) {
+      columns<Rows, 1, false>(row, first, last, column);
+    }
+    if (column < head.width) columns<Rows, 1, true>(row, first, last, column);
+  }
+
+  template <size_t Rows, size_t Vectors, bool Rest>
+  void columns(size_t row, size_t first, size_t last, size_t column) const {
+    const size_t rest = head.width - column;
+    Vector sums[Rows][Vectors];
+    unrolled<Rows>([&](size_t i) {
+      unrolled<Vectors>([&](size_t j) {
+        sums[i][j] = load<Rest>(queries[row + i].y + column + j * kFloatLanes, rest);
+      });
+    });
+    const float* factors = weights + row * stride;
+    const float* values = head.values + first * head.width + column;
+    for (size_t slot = first; slot < last; ++slot, values += head.width) {
+      const float* next = ahead(head.values, slot * head.width, slots * head.width, head.next);
+      Vector value[Vectors];
+      unrolled<Vectors>([&](size_t j) {
+        value[j] = load<Rest>(values + j * kFloatLanes, rest);
+        Vector::prefetch(next + column + j * kFloatLanes);
+      });
+      unrolled<Rows>([&](size_t i) {
+        const Vector factor = Vector::broadcast(factors[i * stride + slot]);
+        unrolled<Vectors>([&](size_t j) { sums[i][j] = sums[i][j] + factor * value[j]; });
+      });
+    }
+    unrolled<Rows>([&](size_t i) {
+      unrolled<Vectors>([&](size_t j) {
+        float* y = queries[row + i].y + column + j * kFloatLanes;
+        if constexpr (Rest) {
+          sums[i][j].store(y, rest);
+        } else {
+          sums[i][j].store(y);
+        }
+      });
+    });
+  }
+
+  template <bool Rest>
+  static Vector load(const float* x, size_t rest) {
+    if constexpr (Rest) {
+      return Vector::load(x, rest);
+    } else {
+      return Vector::load(x);
+    }
+  }
+};
+
+inline void scale_scores(float* scores, float scale, const float* bias, size_t count) {
+  if (bias == nullptr) {
+    for (size_t i = 0; i < count; ++i) scores[i] = scores[i] * scale;
+  } else {
+    for (size_t i = 0; i < count; ++i) scores[i] = scores[i] * scale + bias[i];
+  }
+}
+
+template <class Vector>
+void attend(const AttentionHead& head, const AttentionQuery* queries, size_t count, float* scores,
+            size_t stride) {
+  const size_t block = slots_per_block(head.width);
+  const size_t slots = queries[count - 1].slots;
+  for (size_t begin = 0; begin < slots; begin += block) {
+    const size_t end = smaller(begin + block, slots);
+    for_rows<Vector::kRows>(0, count,
+                            ScoreTile<Vector>{head, queries, begin, end, slots, scores, stride});
+  }
+  for (size_t row = 0; row < count; ++row) {
+    const AttentionQuery& query = queries[row];
+    scale_scores(scores + row * stride, head.scale, query.bias, query.slots);
+    softmax<Vector>(scores + row * stride, query.slots);
+    std::memset(query.y, 0, head.width * sizeof(float));
+  }
+  for (size_t begin = 0; begin < slots; begin += block) {
+    const size_t end = smaller(begin + block, slots);
+    for_rows<Vector::kRows>(0, count,
+                            MixTile<Vector>{head, queries, begin, end, slots, scores, stride});
+  }
+}
+
+}  // namespace
+}  // namespace drl

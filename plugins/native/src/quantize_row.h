@@ -1,0 +1,142 @@
+// Normalises and quantises a row, compiled for every instruction set that includes it; see
+// exponential.h.
+#pragma once
+
+#include "exponential.h"
+#include "kernels.h"
+#include "lanes.h"
+
+namespace drl {
+namespace {
+
+// Below it 127 / max|x| could be infinite.
+constexpr float kSmallestMagnitude = 0x1p-119f;
+// Values that are quantised together: whole blocks.
+constexpr size_t kChunk = 64;
+
+struct Unchanged {
+  float operator()(float x, size_t) const { return x; }
+};
+
+struct Normalized {
+  const float* norm;
+  float factor;
+  float operator()(float x, size_t i) const { return x * factor * norm[i]; }
+};
+
+// 1 / sqrt(mean(x²) + epsilon)
+inline float norm_factor(const float* x, size_t depth, float epsilon) {
+  float lanes[kLanes] = {};
+  size_t done = 0;
+  for (; done + kLanes <= depth; done += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += x[done + lane] * x[done + lane];
+  }
+  for (size_t i = done; i < depth; ++i) lanes[i - done] += x[i] * x[i];
+  const float mean = sum_tree<kLanes>(lanes) / static_cast<float>(depth);
+  return 1.0f / __builtin_sqrtf(mean + epsilon);
+}
+
+// The bits of the largest magnitude. As integers, magnitudes keep their order and NaN comes last.
+template <class Prepare>
+int32_t largest_magnitude(const float* x, size_t count, const Prepare& prepare) {
+  int32_t largest = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const int32_t magnitude = to_bits(prepare(x[i], i)) & 0x7FFFFFFF;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest;
+}
+
+inline void store_quads(const int8_t* values, size_t count, size_t stride, int32_t* out) {
+  if (stride == 1) {
+    std::memcpy(out, values, count * kQuad);
+  } else {
+    for (size_t quad = 0; quad < count; ++quad) {
+      std::memcpy(out + quad * stride, values + quad * kQuad, kQuad);
+    }
+  }
+}
+
+// Quantises the values from `first` on, and returns their sum.
+template <size_t Count, class Prepare>
+int32_t quantize_values(const float* x, size_t first, const Prepare& prepare, float inverse,
+                        int8_t* values) {
+  int32_t sum = 0;
+  for (size_t i = 0; i < Count; ++i) {
+    const float prepared = prepare(x[first + i], first + i);
+    const int32_t rounded = to_bits(prepared * inverse + kRounder) - kRounderBits;
+    values[i] = static_cast<int8_t>(rounded);
+    sum += rounded;
+  }
+  return sum;
+}
+
+// Quantises a chunk, of which `quads` are stored.
+template <bool Blocks, class Prepare>
+void quantize_chunk(const float* x, size_t first, const Prepare& prepare, float inverse,
+                    size_t quads, const RowTarget& target, size_t quad) {
+  int8_t values[kChunk];
+  if constexpr (Blocks) {
+    for (size_t block = 0; block * kBlockQuads < quads; ++block) {
+      const size_t at = block * kBlock;
+      target.corrections[(quad / kBlockQuads + block) * target.stride] =
+          -kInt4Bias * quantize_values<kBlock>(x, first + at, prepare, inverse, values + at);
+    }
+  } else {
+    *target.corrections -=
+        kInt8Bias * quantize_values<kChunk>(x, first, prepare, inverse, values);
+  }
+  store_quads(values, quads, target.stride, target.quads + quad * target.stride);
+}
+
+template <bool Blocks, class Prepare>
+void quantize_with(const RowSource& row, const Prepare& prepare, const RowTarget& target) {
+  const size_t quads =
+      Blocks ? ceil_div(row.depth, kBlock) * kBlockQuads : ceil_div(row.depth, kQuad);
+  const int32_t bits = largest_magnitude(row.x, row.depth, prepare);
+  const float largest = from_bits(bits);
+  const bool finite = bits < kInfinityBits;
+  *target.corrections = 0;
+  if (!finite || largest < kSmallestMagnitude) {
+    for (size_t quad = 0; quad < quads; ++quad) target.quads[quad * target.stride] = 0;
+    for (size_t block = 0; Blocks && block * kBlockQuads < quads; ++block) {
+      target.corrections[block * target.stride] = 0;
+    }
+    *target.scale = finite ? 0.0f : from_bits(kInfinityBits + 1);
+    return;
+  }
+  const float inverse = 127.0f / largest;
+  size_t done = 0;
+  for (; done + kChunk <= row.depth; done += kChunk) {
+    quantize_chunk<Blocks>(row.x, done, prepare, inverse, kChunk / kQuad, target, done / kQuad);
+  }
+  if (done < row.depth) {
+    float rest[kChunk] = {};
+    for (size_t i = done; i < row.depth; ++i) rest[i - done] = prepare(row.x[i], i);
+    quantize_chunk<Blocks>(rest, 0, Unchanged{}, inverse, quads - done / kQuad, target,
+                           done / kQuad);
+  }
+  *target.scale = largest / 127.0f;
+}
+
+template <class Prepare>
+void quantize_as(const RowSource& row, drl_format format, const Prepare& prepare,
+                 const RowTarget& target) {
+  if (format == DRL_FORMAT_INT4) {
+    quantize_with<true>(row, prepare, target);
+  } else {
+    quantize_with<false>(row, prepare, target);
+  }
+}
+
+void quantize_row(const RowSource& row, drl_format format, const RowTarget& target) {
+  if (row.norm == nullptr) {
+    quantize_as(row, format, Unchanged{}, target);
+  } else {
+    const float factor = norm_factor(row.x, row.depth, row.epsilon);
+    quantize_as(row, format, Normalized{row.norm, factor}, target);
+  }
+}
+
+}  // namespace
+}  // namespace drl

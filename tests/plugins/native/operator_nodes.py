@@ -1,0 +1,242 @@
+"""Calls of every native operator, in all its forms and over odd sizes."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from drl.plugins.ops import (
+    CACHED_ATTENTION,
+    CROSS_ATTENTION,
+    EXPERT_ROUTE,
+    QUANTIZED_GATHER,
+    QUANTIZED_HEAD,
+    QUANTIZED_LINEAR,
+    QUANTIZED_PROJECTIONS,
+    QUANTIZED_ROUTED_FFN,
+)
+from drl.plugins.ops.activations import GATED
+from drl.plugins.ops.packing import LAYOUT, pack_int4, pack_int8
+from tests.plugins.native.operator_graphs import Node, draw
+from tests.plugins.ops.case import Array
+
+FORMATS = {"int8": pack_int8, "int4": pack_int4}
+SHAPES = ((1, 1), (2, 3), (1, 40), (0, 1), (2, 0))  # [B, T]
+
+
+def weights(form: str, matrices: int, columns: int, depth: int, name: str = "") -> dict[str, Array]:
+    """The inputs that hold packed weights: `weight`, `scale`, … or `up`, `up_scale`, …."""
+    packed = FORMATS[form](draw(matrices, columns, depth, scale=depth**-0.5))
+    start = f"{name}_" if name else ""
+    arrays = {name or "weight": packed.values, f"{start}scale": packed.scales}
+    if packed.multipliers is not None:
+        arrays[f"{start}multiplier"] = packed.multipliers
+    return arrays
+
+
+def linear(
+    form: str = "int8",
+    activation: str = "none",
+    shape: tuple[int, ...] = (2, 3),
+    columns: int = 70,
+    depth: int = 37,
+    optional: tuple[str, ...] = (),
+) -> Node:
+    matrices = 2 if GATED.get(activation) else 1
+    extra = {
+        "norm": draw(depth),
+        "bias": draw(matrices * columns),
+        "residual": draw(*shape, columns),
+    }
+    inputs = {"x": draw(*shape, depth), **weights(form, matrices, columns, depth)}
+    attributes = {"columns": columns, "activation": activation, "epsilon": 1e-6, "layout": LAYOUT}
+    return Node(
+        QUANTIZED_LINEAR,
+        {**inputs, **{name: extra[name] for name in optional}},
+        attributes,
+        "-".join((form, activation, *optional, str(shape))),
+    )
+
+
+def projections(
+    form: str = "int8", shape: tuple[int, int] = (2, 3), optional: tuple[str, ...] = ()
+) -> Node:
+    queries, kv, depth = 48, 20, 40
+    extra = {"norm": draw(depth), "bias": draw(queries + 2 * kv)}
+    inputs = {"x": draw(*shape, depth), **weights(form, 1, queries + 2 * kv, depth)}
+    attributes = {"query_columns": queries, "kv_columns": kv, "epsilon": 1e-6, "layout": LAYOUT}
+    return Node(
+        QUANTIZED_PROJECTIONS,
+        {**inputs, **{name: extra[name] for name in optional}},
+        attributes,
+        "-".join((form, *optional, str(shape))),
+    )
+
+
+def head(
+    form: str = "int8",
+    shape: tuple[int, int] = (2, 3),
+    candidates: int = 0,
+    optional: tuple[str, ...] = (),
+    columns: int = 101,
+) -> Node:
+    depth = 36
+    extra = {"norm": draw(depth), "bias": draw(columns)}
+    inputs = {
+        "x": draw(*shape, depth),
+        **weights(form, 1, columns, depth),
+        **{name: extra[name] for name in optional},
+        "candidates": np.array([candidates]),
+    }
+    attributes = {"columns": columns, "factor": 0.5, "epsilon": 1e-6, "layout": LAYOUT}
+    return Node(
+        QUANTIZED_HEAD,
+        inputs,
+        attributes,
+        "-".join((form, f"c{candidates}", *optional, str(shape))),
+    )
+
+
+def gather(shape: tuple[int, int] = (2, 3)) -> Node:
+    columns, depth = 50, 37
+    tokens = np.random.default_rng(0).integers(0, columns, shape)
+    inputs = {"tokens": tokens, **weights("int8", 1, columns, depth)}
+    return Node(QUANTIZED_GATHER, inputs, {"depth": depth, "layout": LAYOUT}, str(shape))
+
+
+def routed_ffn(
+    form: str = "int8",
+    activation: str = "silu_glu",
+    shape: tuple[int, int] = (2, 3),
+    optional: tuple[str, ...] = (),
+    width: int = 37,
+    inner: int = 70,
+) -> Node:
+    experts, choices = 4, 2
+    chosen = np.argsort(np.random.default_rng(0).random((*shape, experts)))[..., :choices]
+    ids = chosen.astype(np.int32)
+    ids[:1, -1:] = -1  # padding
+    extra = {
+        "up_bias": draw(experts, inner),
+        "down_bias": draw(experts, width),
+        "gate_bias": draw(experts, inner, scale=2),
+        "residual": draw(*shape, width, scale=2),
+    }
+    inputs = {
+        "hidden": draw(*shape, width),
+        "expert_ids": ids,
+        "gates": np.abs(draw(*shape, choices)),
+        **weights(form, experts, inner, width, "up"),
+        **weights(form, experts, width, inner, "down"),
+        **(weights(form, experts, inner, width, "gate") if GATED[activation] else {}),
+        **{name: extra[name] for name in optional},
+    }
+    attributes = {"activation": activation, "inner": inner, "layout": LAYOUT}
+    name = "-".join((form, activation, *optional, str(shape)))
+    return Node(QUANTIZED_ROUTED_FFN, inputs, attributes, name)
+
+
+def cached_attention(
+    shape: tuple[int, int] = (2, 3),
+    bias_rows: int | None = None,
+    heads: int = 4,
+    kv_heads: int = 2,
+    width: int = 8,
+    longest: int = 5,
+) -> Node:
+    batch, steps = shape
+    capacity = longest + steps + 2
+    lengths = np.linspace(longest, 0, batch).astype(np.int32)
+    inputs = {
+        "q": draw(*shape, heads * width),
+        "k": draw(*shape, kv_heads * width),
+        "v": draw(*shape, kv_heads * width, scale=2),
+        "past_k": draw(batch, kv_heads, capacity, width),
+        "past_v": draw(batch, kv_heads, capacity, width, scale=2),
+        "lengths": lengths,
+    }
+    if bias_rows is not None:
+        inputs["bias"] = draw(bias_rows, heads, steps, int(lengths.max()) + steps)
+    attributes = {"num_heads": heads, "scale": width**-0.5}
+    return Node(CACHED_ATTENTION, inputs, attributes, f"{shape}-bias{bias_rows}-{heads}/{kv_heads}")
+
+
+def cross_attention(
+    shape: tuple[int, int] = (6, 2), sources: int = 2, heads: int = 4, width: int = 8
+) -> Node:
+    states, kv_heads = 11, 2
+    bias = np.where(np.arange(states) < 7, 0, -1e4) * np.ones((sources, 1))
+    inputs = {
+        "q": draw(*shape, heads * width),
+        "k": draw(sources, kv_heads, states, width),
+        "v": draw(sources, kv_heads, states, width, scale=2),
+        "bias": bias.astype(np.float32),
+    }
+    attributes = {"num_heads": heads, "scale": width**-0.5}
+    return Node(CROSS_ATTENTION, inputs, attributes, f"{shape}-{sources}")
+
+
+def expert_route(
+    shape: tuple[int, int] = (2, 3), k: int = 2, biased: bool = False, depth: int = 16
+) -> Node:
+    groups, experts = 3, 12
+    log_probs = draw(*shape, groups)
+    inputs = {
+        "hidden": draw(*shape, depth),
+        "weight": draw(depth, experts),
+        "prior_scale": np.array(1.5, np.float32),
+        "group_log_probs": log_probs,
+        "allowed": log_probs >= np.median(log_probs, axis=-1, keepdims=True),
+        "token_mask": np.arange(shape[1]) < np.maximum(1, shape[1] - np.arange(shape[0])[:, None]),
+        "k": np.array([k]),
+    }
+    if biased:
+        inputs["bias"] = draw(experts)
+    return Node(EXPERT_ROUTE, inputs, {}, f"{shape}-k{k}{'-bias' * biased}")
+
+
+def of_every_operator() -> list[Node]:
+    """One call of each, with all optional inputs."""
+    return [
+        linear("int4", "silu_glu", optional=("norm", "bias", "residual")),
+        projections(optional=("norm", "bias")),
+        routed_ffn(optional=("up_bias", "down_bias", "gate_bias", "residual")),
+        head(candidates=5, optional=("norm", "bias")),
+        gather(),
+        cached_attention(bias_rows=2),
+        cross_attention(),
+        expert_route(biased=True),
+    ]
+
+
+def all_nodes() -> Iterator[Node]:
+    for form in FORMATS:
+        for activation in ("none", *GATED):
+            yield linear(form, activation)
+        for optional in (("norm",), ("bias",), ("residual",), ("norm", "bias", "residual")):
+            yield linear(form, "gelu_glu", optional=optional)
+            yield linear(form, "gelu", optional=optional)
+        for shape in (*SHAPES, (3,), (0,)):
+            yield linear(form, "silu_glu", shape, optional=("norm", "bias", "residual"))
+        for given in ((), ("norm",), ("bias",), ("norm", "bias")):
+            yield from (projections(form, shape, given) for shape in SHAPES)
+            yield from (head(form, (2, 3), candidates, given) for candidates in (0, 1, 8, 101))
+        yield from (head(form, shape, k, ("norm",)) for shape in SHAPES for k in (0, 4))
+        for activation, gated in GATED.items():
+            for biases in ((), ("up_bias", "down_bias", *(("gate_bias",) if gated else ()))):
+                yield routed_ffn(form, activation, optional=biases)
+        yield from (routed_ffn(form, "silu_glu", shape, ("residual",)) for shape in SHAPES)
+    for shape in SHAPES:
+        yield gather(shape)
+        yield expert_route(shape)
+        yield expert_route(shape, k=1, biased=True)
+        if shape[0]:
+            yield cross_attention(shape, sources=1)
+            yield cached_attention(shape)
+            yield cached_attention(shape, bias_rows=1)
+            yield replace(
+                cached_attention(shape, bias_rows=shape[0], kv_heads=4), name=f"{shape}-own"
+            )
+    yield cross_attention((0, 2), sources=1)
+    yield from (expert_route(k=k) for k in (0, 12))
+    yield from (cross_attention((6, 1), sources) for sources in (2, 3, 6))

@@ -1,0 +1,212 @@
+"""What an operator cannot run is refused with one line: which operator, what, and why."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.plugins.native.operator_graphs import Node, graph_model, run, same_bits, session
+from tests.plugins.native.operator_nodes import (
+    cached_attention,
+    cross_attention,
+    expert_route,
+    gather,
+    head,
+    linear,
+    of_every_operator,
+    projections,
+    routed_ffn,
+)
+from tests.plugins.native.sets import needs_library
+
+pytestmark = needs_library
+
+
+def refusal(node: Node) -> str:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - ONNX Runtime has a class per status
+        run(node)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def changed(node: Node, name: str, value: Any) -> Node:
+    """The call with another input, or without it for None, or with another attribute."""
+    if name in node.attributes:
+        return replace(node, attributes={**node.attributes, name: value})
+    inputs = {**node.inputs, name: value}
+    return replace(node, inputs={k: array for k, array in inputs.items() if array is not None})
+
+
+LAYOUTS = [node for node in of_every_operator() if "layout" in node.attributes]
+
+
+@pytest.mark.parametrize("node", LAYOUTS, ids=str)
+def test_packed_weights_of_another_layout_are_refused_at_loading(node: Node) -> None:
+    sentence = "packed weights of layout 3; this library reads up to 2: install a newer drl"
+    assert f"{node.operator.name}: {sentence}" in refusal(changed(node, "layout", 3))
+    sentence = "packed weights of layout 1; this library reads 2: export the bundle again"
+    assert f"{node.operator.name}: {sentence}" in refusal(changed(node, "layout", 1))
+
+
+def test_the_operators_with_packed_weights_have_a_layout() -> None:
+    assert {node.operator.name for node in LAYOUTS} == {
+        node.operator.name for node in of_every_operator() if "Quantized" in node.operator.name
+    }
+
+
+@pytest.mark.parametrize("node", of_every_operator(), ids=str)
+def test_an_attribute_that_is_missing_or_of_another_type_is_named(node: Node) -> None:
+    for name, value in node.attributes.items():
+        line = f"{node.operator.name}: attribute {name} is missing or not "
+        rest = {key: other for key, other in node.attributes.items() if key != name}
+        assert line in refusal(replace(node, attributes=rest))
+        wrong = "seven" if not isinstance(value, str) else 7
+        assert line in refusal(changed(node, name, wrong))
+
+
+def test_a_count_must_be_positive() -> None:
+    for value in (0, -1, 2**31):
+        message = refusal(changed(linear(), "columns", value))
+        assert f"columns must be in [1, 2147483647] and is {value}" in message
+
+
+def test_an_activation_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    known = "relu, gelu, gelu_tanh, silu, silu_glu, gelu_glu"
+    message = refusal(changed(linear(), "activation", "softmax"))
+    assert f"must be one of none, {known} and is softmax" in message
+    message = refusal(changed(routed_ffn(), "activation", "none"))
+    assert f"must be one of {known} and is none" in message
+
+
+def _others(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The shape with each of its dimensions one longer, and with a dimension more or less."""
+    for axis in range(len(shape)):
+        yield tuple(size + (i == axis) for i, size in enumerate(shape))
+    yield (*shape, 1)
+    if shape:
+        yield shape[:-1]
+
+
+@pytest.mark.parametrize("node", of_every_operator(), ids=str)
+def test_every_dimension_of_every_input_is_checked(node: Node) -> None:
+    """One of the inputs is named: two that differ do not tell which of them is wrong."""
+    free = {
+        "QuantizedGather": ("tokens", (0, 1)),
+        "QuantizedHead": ("x", (0, 1)),
+        "QuantizedProjections": ("x", (0, 1)),
+        "CrossAttention": ("q", (1,)),
+    }
+    loose, axes = free.get(node.operator.name, ("", ()))
+    for name, array in node.inputs.items():
+        for axis, shape in enumerate(_others(array.shape)):
+            if name != loose or axis not in axes:
+                message = refusal(changed(node, name, np.zeros(shape, array.dtype)))
+                assert f"{node.operator.name}: " in message
+                assert any(other in message for other in (*node.inputs, "experts")), message
+
+
+def test_a_message_gives_the_shape_that_is_needed() -> None:
+    node = linear("int8", "silu_glu", (2, 3), 70, 37, ("norm", "bias", "residual"))
+    for name, needed, wrong in (
+        ("weight", "[2, 3, 10, 32, 4]", (2, 3, 9, 32, 4)),
+        ("scale", "[2, 96]", (2, 64)),
+        ("norm", "[37]", (36,)),
+        ("bias", "[140]", (70,)),
+        ("residual", "[2, 3, 70]", (2, 3, 71)),
+    ):
+        array = np.zeros(wrong, node.inputs[name].dtype)
+        given = str(list(wrong))
+        assert f"QuantizedLinear: {name} must be {needed} and is {given}" in refusal(
+            changed(node, name, array)
+        )
+    node = changed(linear("int4"), "multiplier", np.zeros((1, 3, 1, 32), np.uint8))
+    assert "multiplier must be [1, 3, 2, 32] and is [1, 3, 1, 32]" in refusal(node)
+    node = changed(linear(), "x", np.zeros(37, np.float32))
+    assert "x must have 3 dimensions and is [37]" in refusal(node)
+
+
+def test_a_gate_must_fit_the_activation() -> None:
+    node = changed(routed_ffn(activation="silu_glu"), "activation", "silu")
+    assert "QuantizedRoutedFFN: activation silu takes no gate" in refusal(node)
+    node = changed(routed_ffn(activation="silu"), "gate_bias", np.zeros((4, 70), np.float32))
+    assert "QuantizedRoutedFFN: activation silu takes no gate_bias" in refusal(node)
+    node = changed(routed_ffn(activation="silu"), "activation", "silu_glu")
+    assert "gate must be [4, 3, 10, 32, 4] and is missing" in refusal(node)
+    node = changed(routed_ffn(activation="silu_glu"), "gate_scale", None)
+    assert "gate_scale must be [4, 96] and is missing" in refusal(node)
+
+
+@pytest.mark.parametrize("expert", [-2, 4])
+def test_an_expert_that_does_not_exist_is_refused(expert: int) -> None:
+    node = routed_ffn()
+    ids = node.inputs["expert_ids"].copy()
+    ids[1, 2, 1] = expert
+    assert "QuantizedRoutedFFN: an expert id" in refusal(changed(node, "expert_ids", ids))
+
+
+def test_candidates_must_be_a_number_of_columns() -> None:
+    for count in (-1, 102):
+        message = refusal(changed(head(), "candidates", np.array([count])))
+        assert f"QuantizedHead: candidates must be in [0, 101] and is {count}" in message
+
+
+def test_a_token_that_has_no_row_is_refused() -> None:
+    for token in (-1, 64):
+        message = refusal(changed(gather(), "tokens", np.array([[3, token]])))
+        assert f"QuantizedGather: tokens has {token}, not in [0, 64)" in message
+
+
+def test_a_cache_without_room_is_refused() -> None:
+    node = cached_attention((2, 3), longest=5)  # of 10 slots
+    for lengths, wrong in (([8, 0], 8), ([0, -1], -1)):
+        message = refusal(changed(node, "lengths", np.array(lengths, np.int32)))
+        assert f"CachedAttention: lengths has {wrong}, not in [0, 7]" in message
+
+
+def test_heads_must_share_keys_evenly() -> None:
+    message = refusal(changed(cached_attention(heads=4), "num_heads", 5))
+    assert "num_heads is 5 and past_k has 2 heads, no divisor of it" in message
+    message = refusal(changed(cross_attention(heads=4), "num_heads", 3))
+    assert "num_heads is 3 and k has 2 heads, no divisor of it" in message
+
+
+def test_rows_must_share_sources_evenly() -> None:
+    node = cross_attention((6, 2), sources=4)
+    assert "q has 6 rows and k 4 sources, no divisor of it" in refusal(node)
+
+
+def test_experts_must_divide_into_groups() -> None:
+    node = expert_route()
+    message = refusal(changed(node, "weight", np.zeros((16, 13), np.float32)))
+    assert "ExpertRoute: 13 experts do not divide into 3 groups" in message
+    for k in (-1, 13):
+        message = refusal(changed(node, "k", np.array([k])))
+        assert f"ExpertRoute: k must be in [0, 12] and is {k}" in message
+
+
+def test_an_unknown_instruction_set_is_refused_at_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRL_NATIVE_ISA", "avx9")
+    message = refusal(projections())
+    assert "QuantizedProjections: " in message
+    assert "must be avx512vnni, avx2 or scalar" in message
+
+
+def test_a_node_must_name_all_its_outputs() -> None:
+    node = head()
+    proto = node.proto()
+    proto.output[2] = ""
+    model = graph_model(node, [proto])
+    del model.graph.output[2]
+    with pytest.raises(Exception, match="INVALID_GRAPH"):
+        session(model)
+
+
+def test_after_a_refusal_a_session_goes_on() -> None:
+    node = head()
+    running = session(node.model())
+    with pytest.raises(Exception, match="candidates must be"):
+        running.run(None, {**node.inputs, "candidates": np.array([-1])})
+    assert same_bits(running.run(node.outputs, node.inputs), run(node))
