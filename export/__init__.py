@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from drl.export.exporter import ExportReport, export
     from drl.export.options import ExportOptions
     from drl.export.parity import ParityReport
+    from drl.export.quantization_report import QuantizationReport
 else:
     _MODULES = {
         "Checkpoint": "checkpoint",
         "ExportOptions": "options",
         "ExportReport": "exporter",
         "ParityReport": "parity",
+        "QuantizationReport": "quantization_report",
         "export": "exporter",
         "load_checkpoint": "checkpoint",
         "save_checkpoint": "checkpoint",
@@ -34,6 +36,7 @@ __all__ = [
     "ExportOptions",
     "ExportReport",
     "ParityReport",
+    "QuantizationReport",
     "export",
     "load_checkpoint",
     "save_checkpoint",

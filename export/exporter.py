@@ -1,20 +1,24 @@
 """The recipe from checkpoint to bundle: load, emit, passes, write, verify."""
 
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from drl.export.bundle_writer import BundleContents, new_folder, write_json, write_manifest
 from drl.export.checkpoint import Checkpoint, load_checkpoint
+from drl.export.evaluation import Pair, count_right, read_pairs
 from drl.export.graph import emit_bridge, emit_decoder, emit_encoder
-from drl.export.model import DualRouterModel
-from drl.export.options import DEFAULTS, ExportOptions, Target
+from drl.export.model import DualRouterModel, ModelConfig
+from drl.export.options import DEFAULTS, ExportOptions, Precision
 from drl.export.parity import TOLERANCE, ParityReport
 from drl.export.passes import AppendFunctionBodies, LowerCachedAttention
+from drl.export.quantization_report import Accuracy, QuantizationReport
 from drl.export.tokenizers import FoundTokenizer, find_tokenizer
 from drl.export.verify import Expectation, compare, expect
+from drl.export.verify_quantized import compare_quantized, expect_quantized
 from drl.export.verify_transformers import ForeignParity, verify_against_transformers
 from drl.export.weights import WeightPlan
 from drl.runtime.backends import open_backend
@@ -29,13 +33,15 @@ class ExportReport:
     """What came of an export.
 
     Attributes:
-        parity: The bundle against the eager model, or None without `options.verify`.
+        parity: An fp32 bundle against the eager model, or None without `options.verify`.
+        quantization: A quantised bundle against the eager model, or None likewise.
         transformers: The eager model against transformers, if that was asked for.
         generation_left_out: Generation defaults of the checkpoint that the runtime cannot follow.
         tokenizer_note: Where a converted tokenizer came from, or why there is none; else empty.
     """
 
     parity: ParityReport | None
+    quantization: QuantizationReport | None
     transformers: ForeignParity | None
     generation_left_out: tuple[str, ...]
     tokenizer_note: str = ""
@@ -63,56 +69,72 @@ def export(
         ExportError: The bundle cannot be written, or does not reproduce the model. Nothing is
             left behind then.
     """
+    pairs = None if options.evaluate is None else read_pairs(options.evaluate)
     with new_folder(destination, force=options.force) as folder:
         progress("load")
         checkpoint = load_checkpoint(source, options.rename)
         tokenizer = find_tokenizer(_folder(source), checkpoint.config.vocab_size)
-        progress("emit")
-        weights = WeightPlan()
-        graphs = emit_graphs(checkpoint, weights)
-        progress("passes")
-        graphs = {name: lower(model, options.target) for name, model in graphs.items()}
-        contents = BundleContents(
-            checkpoint.config,
-            options.target,
-            options.precision,
-            graphs,
-            checkpoint.generation.options,
-        )
+        contents, weights = _build(checkpoint, options, progress)
         progress("write")
         _write(folder, checkpoint, weights, contents, tokenizer)
-        left_out = checkpoint.generation.left_out
-        if not options.verify and not options.verify_against_transformers:
-            return ExportReport(None, None, left_out, tokenizer.note)
-        model = checkpoint.model()
         foreign = None
         if options.verify_against_transformers:
             progress("verify against transformers")
-            foreign = _verify_against_transformers(source, model)
-        parity = None
+            foreign = _verify_against_transformers(source, checkpoint.model())
+        parity, quantization = None, None
         if options.verify:
             progress("verify")
-            expected = expect(model)
-            del model  # a large one need not be in memory beside its bundle
-            parity = _verify(folder, expected)
-            write_json(folder / PARITY_FILE, parity.to_dict())
-            write_manifest(folder, contents, parity.summary())
-        return ExportReport(parity, foreign, left_out, tokenizer.note)
+            if options.quantized:
+                quantization = _verify_quantized(folder, checkpoint, options.precision, weights)
+            else:
+                parity = _verify(folder, expect(checkpoint.model()))
+        if quantization is not None and pairs is not None:
+            progress("evaluate")
+            accuracy = _evaluate(folder, checkpoint, tokenizer, pairs)
+            quantization = replace(quantization, accuracy=accuracy)
+        report = parity or quantization
+        if report is not None:
+            write_json(folder / PARITY_FILE, report.to_dict())
+            write_manifest(folder, contents, report.summary())
+        left_out = checkpoint.generation.left_out
+        return ExportReport(parity, quantization, foreign, left_out, tokenizer.note)
 
 
-def emit_graphs(checkpoint: Checkpoint, weights: WeightPlan) -> dict[str, ir.Model]:
+def emit_graphs(
+    config: ModelConfig, weights: WeightPlan, precision: Precision
+) -> dict[str, ir.Model]:
     """Emit the three canonical graphs over one plan of the weights file."""
     emitters = {"encoder": emit_encoder, "bridge": emit_bridge, "decoder": emit_decoder}
-    return {name: emit(checkpoint.config, weights) for name, emit in emitters.items()}
+    return {name: emit(config, weights, precision) for name, emit in emitters.items()}
 
 
-def lower(model: ir.Model, target: Target) -> ir.Model:
-    """Run the passes of a target over a canonical graph."""
+def lower(model: ir.Model, options: ExportOptions) -> ir.Model:
+    """Run the passes of a target over a canonical graph.
+
+    Quantised graphs are made for the kernels of ours, and one of them is attention over the cache.
+    """
     passes: list[ir.passes.PassBase] = []
-    if target == "ort-cpu" and model.graph.name == "decoder":
+    decoder = model.graph.name == "decoder"
+    if options.target == "ort-cpu" and decoder and not options.quantized:
         passes.append(LowerCachedAttention())
     passes.append(AppendFunctionBodies())
     return ir.passes.Sequential(*passes)(model).model
+
+
+def _build(
+    checkpoint: Checkpoint, options: ExportOptions, progress: Callable[[str], None]
+) -> tuple[BundleContents, WeightPlan]:
+    """Make the graphs, and the plan of their weights."""
+    progress("emit")
+    weights = WeightPlan()
+    graphs = emit_graphs(checkpoint.config, weights, options.precision)
+    progress("passes")
+    graphs = {name: lower(model, options) for name, model in graphs.items()}
+    generation = checkpoint.generation.options
+    contents = BundleContents(
+        checkpoint.config, options.target, options.precision, graphs, generation
+    )
+    return contents, weights
 
 
 def _folder(source: Path) -> Path:
@@ -165,3 +187,35 @@ def _verify(folder: Path, expected: Expectation) -> ParityReport:
             "--no-verify writes it all the same, to be looked into"
         )
     return report
+
+
+def _verify_quantized(
+    folder: Path, checkpoint: Checkpoint, precision: Precision, weights: WeightPlan
+) -> QuantizationReport:
+    expected = expect_quantized(checkpoint, precision)
+    fp32 = WeightPlan()
+    emit_graphs(checkpoint.config, fp32, "fp32")
+    backend = open_backend(Bundle.load(folder, verify_hashes=False), device="cpu")
+    try:
+        report = compare_quantized(expected, backend, precision, weights.size, fp32.size)
+    finally:
+        backend.close()
+    if not report.passed:
+        worst = max(report.paths, key=lambda path: path.distance - path.limit)
+        raise ExportError(
+            f"the bundle does not compute what the rounded model does: logits of path {worst.path} "
+            f"are {worst.distance:.1e} away (limit {worst.limit:.1e}); "
+            "--no-verify writes it all the same, to be looked into"
+        )
+    return report
+
+
+def _evaluate(
+    folder: Path, checkpoint: Checkpoint, tokenizer: FoundTokenizer, pairs: list[Pair]
+) -> Accuracy:
+    """Count the right answers of the bundle in `folder`, and of an fp32 one made for that."""
+    quantized = count_right(folder, pairs)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as temporary:
+        contents, weights = _build(checkpoint, DEFAULTS, lambda _: None)
+        _write(Path(temporary), checkpoint, weights, contents, tokenizer)
+        return Accuracy(len(pairs), count_right(Path(temporary), pairs), quantized)

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from drl.runtime.errors import ExportError
+
 Target = Literal["portable", "ort-cpu"]
-Precision = Literal["fp32"]
+Precision = Literal["fp32", "int8", "int4", "int4+int8-head"]
 
 
 @dataclass(frozen=True)
@@ -15,11 +18,18 @@ class ExportOptions:
     Attributes:
         target: `portable` graphs run on any ONNX runtime of opset 24; `ort-cpu` ones use ONNX
             Runtime's own attention kernel over a shared cache.
-        precision: Of weights and arithmetic.
+        precision: Of weights and of the products with them; all else is fp32. `int8` has one
+            scale per output, `int4` one step per 32 inputs. With a tied head, `int8` and
+            `int4+int8-head` store it once for head and embedding; `int4` keeps the embedding fp32.
         force: Whether to replace an existing bundle.
         verify: Whether to hold the bundle against the eager model.
         verify_against_transformers: Whether to hold the eager model against transformers too.
         rename: Our tensor names to the checkpoint's, where those differ; see `load_checkpoint`.
+        evaluate: JSON lines of source and target, to count the right answers of a quantised bundle
+            and of an fp32 one; see `read_pairs`.
+
+    Raises:
+        ExportError: Two of them do not go together.
     """
 
     target: Target = "ort-cpu"
@@ -28,6 +38,27 @@ class ExportOptions:
     verify: bool = True
     verify_against_transformers: bool = False
     rename: Mapping[str, str] | None = None
+    evaluate: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.quantized and self.target == "portable":
+            raise ExportError(
+                f"a portable bundle has no precision {self.precision}: it must run on any ONNX "
+                "runtime, and quantised operators are told apart by function overloads, which some "
+                "ignore and then compute something else; give --target ort-cpu, or --precision fp32"
+            )
+        if self.evaluate is not None and not self.quantized:
+            raise ExportError(
+                "--evaluate compares a quantised bundle with an fp32 one; give --precision int8"
+            )
+        if self.evaluate is not None and not self.verify:
+            raise ExportError("--evaluate is part of what --no-verify leaves out; give one of them")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether weights are rounded."""
+        return self.precision != "fp32"
 
 
 DEFAULTS = ExportOptions()

@@ -1,6 +1,6 @@
 """Hold a bundle, run by the runtime's own backend, against the eager model it was made from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from drl.export.parity import (
     absolute_difference,
     relative_difference,
 )
-from drl.runtime.backends import Backend, CrossAttention, Encoding, StepInputs
+from drl.runtime.backends import Backend, CrossAttention, Encoding, StepInputs, StepOutputs
 
 _PREFILL = 4
 _STEPS = 32
@@ -44,7 +44,7 @@ class _Drift:
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """One call of the decoder: which columns of the tokens it is given, and what eager makes."""
 
     start: int
@@ -74,7 +74,7 @@ class Expectation:
     budget: torch.Tensor
     encoded: Encoded
     tokens: list[torch.Tensor]
-    calls: list[list[_Call]]
+    calls: list[list[Call]]
 
 
 @torch.inference_mode()
@@ -100,7 +100,7 @@ def expect(model: DualRouterModel) -> Expectation:
         made = []
         for start, stop in spans:
             new = torch.full((len(sources),), stop - start)
-            made.append(_Call(start, stop, *model.decode(drawn[:, start:stop], new, memory, cache)))
+            made.append(Call(start, stop, *model.decode(drawn[:, start:stop], new, memory, cache)))
         tokens.append(drawn)
         calls.append(made)
     return Expectation(config, source, budget, encoded, tokens, calls)
@@ -114,12 +114,7 @@ def compare(expected: Expectation, backend: Backend) -> ParityReport:
         backend: The bundle's graphs, loaded.
     """
     encoded = expected.encoded
-    encoding = backend.encode(
-        expected.source.numpy(),
-        encoded.lengths.numpy().astype(np.int32),
-        expected.budget.numpy(),
-        with_experts=True,
-    )
+    encoding = encode(expected, backend)
     same = np.ones(len(encoded.lengths), dtype=bool)
     routes = _compare_routes(encoded.routes, encoding.experts, same)
     valid = encoded.source_mask & torch.from_numpy(same)[:, None]
@@ -133,6 +128,26 @@ def compare(expected: Expectation, backend: Backend) -> ParityReport:
             for path in range(len(expected.config.paths))
         ),
     )
+
+
+def encode(expected: Expectation, backend: Backend) -> Encoding:
+    """Run a bundle's encoder on the sources of an expectation."""
+    lengths = expected.encoded.lengths.numpy().astype(np.int32)
+    return backend.encode(
+        expected.source.numpy(), lengths, expected.budget.numpy(), with_experts=True
+    )
+
+
+def replay(
+    expected: Expectation, backend: Backend, encoding: Encoding, path: int
+) -> Iterator[StepOutputs]:
+    """Run a bundle's decoder on the calls of a path; an output holds until the next one."""
+    tokens = expected.tokens[path].numpy()
+    cross = backend.bridge(encoding, path)
+    buffers = _empty_buffers(expected.config, path, *tokens.shape)
+    for call in expected.calls[path]:
+        new = tokens[:, call.start : call.stop]
+        yield backend.step(_step_inputs(path, new, call.start, cross, buffers))
 
 
 def _path_logit_difference(
@@ -154,14 +169,10 @@ def _compare_path(
     same: npt.NDArray[np.bool_],
 ) -> PathParity:
     """Compare one path; `same` marks the rows whose encoder took the same routes."""
-    tokens = expected.tokens[path].numpy()
-    cross = backend.bridge(encoding, path)
-    buffers = _empty_buffers(expected.config, path, *tokens.shape)
     first, later = _Drift(same), _Drift(same)
     routes = RouteParity()
-    for call in expected.calls[path]:
-        inputs = _step_inputs(path, tokens[:, call.start : call.stop], call.start, cross, buffers)
-        outputs = backend.step(inputs)
+    outcomes = replay(expected, backend, encoding, path)
+    for call, outputs in zip(expected.calls[path], outcomes, strict=True):
         routes += _compare_routes(call.routes, outputs.experts, same)
         (first if call.start == 0 else later).compare(call.logits, outputs.logits)
     return PathParity(

@@ -61,6 +61,11 @@ class WeightPlan:
             raise ValueError(f"tensor `{name}` is planned as {value.shape}, now asked as {shape}")
         return value
 
+    @property
+    def size(self) -> int:
+        """Bytes of the weights file."""
+        return self._size
+
     def write(self, checkpoint: Checkpoint, folder: Path) -> None:
         """Write the weights file into `folder`, holding one tensor in memory at a time.
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from drl.export.graph.emitter import Emitter
+from drl.export.graph.emitter import Emitter, States
 from drl.export.graph.positions import Rotary, emit_position_bias
-from drl.plugins.ops import CACHED_ATTENTION
+from drl.plugins.ops import CACHED_ATTENTION, CROSS_ATTENTION
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,23 @@ class SelfAttentionValues:
 class CrossAttentionValues:
     """What all cross-attention layers of the decoder share.
 
-    The W rows of a source, and the G = H/N heads that share a key head, are queries of one
-    attention over that source's keys, which are so stored and read once.
+    Of standard operators, the W rows of a source, and the G = H/N heads that share a key head, are
+    queries of one attention over that source's keys, which are so stored and read once.
 
     Attributes:
-        bias: Added to the scores, `[R, 1, W·T·G, K]`.
-        by_source: The shape that brings rows to their sources, int64 `[4]`: R, W·T, N, G·h.
+        bias: Added to the scores: `[R, K]` for the operator of ours, else `[R, 1, W·T·G, K]`.
+        by_source: The shape that brings rows to their sources, int64 `[4]`: R, W·T, N, G·h; None
+            for the operator of ours.
     """
 
     bias: ir.Value
-    by_source: ir.Value
+    by_source: ir.Value | None
 
 
 def emit_self_attention(
-    e: Emitter, name: str, x: ir.Value, shared: SelfAttentionValues
+    e: Emitter, name: str, x: States, residual: ir.Value, shared: SelfAttentionValues
 ) -> ir.Value:
-    """Emit the encoder's `SelfAttention` called `name`: `[B, S, d]` to `[B, S, d]`."""
+    """Emit the encoder's `SelfAttention` called `name`, and the sum with `residual` `[B, S, d]`."""
     config = e.config
     with e.scope(name):
         query, key, value = _project(e, x, shared)
@@ -68,20 +69,22 @@ def emit_self_attention(
             kv_num_heads=config.kv_heads,
             scale=config.softmax_scale,
         )
-        return e.linear("o", mixed)
+        return e.linear("o", mixed, residual=residual)
 
 
 def emit_cached_attention(
     e: Emitter,
     name: str,
-    x: ir.Value,
+    x: States,
+    residual: ir.Value,
     shared: SelfAttentionValues,
     past: tuple[ir.Value, ir.Value],
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Emit the decoder's `SelfAttention` called `name`, over the cache and the new tokens.
 
     Returns:
-        The output `[B, T, d]`, and the caches with the new keys and values, `[B, N, C, h]`.
+        The sum of output and `residual`, `[B, T, d]`, and the caches with the new keys and values,
+        `[B, N, C, h]`.
     """
     with e.scope(name):
         query, key, value = _project(e, x, shared)
@@ -96,7 +99,7 @@ def emit_cached_attention(
             num_heads=e.config.num_heads,
             scale=e.config.softmax_scale,
         )
-        return e.linear("o", mixed), keys, values
+        return e.linear("o", mixed, residual=residual), keys, values
 
 
 def emit_cross_projection(e: Emitter, name: str, states: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -108,6 +111,8 @@ def emit_cross_projection(e: Emitter, name: str, states: ir.Value) -> tuple[ir.V
 
 def emit_cross_values(e: Emitter, tokens: ir.Value, bias: ir.Value) -> CrossAttentionValues:
     """Emit what the layers share, from `tokens` `[B, T]` and the sources' `bias` `[R, K]`."""
+    if e.fuses:
+        return CrossAttentionValues(bias, by_source=None)
     op, config = e.op, e.config
     group = config.num_heads // config.kv_heads
     sources = op.Shape(bias, start=0, end=1)
@@ -124,37 +129,54 @@ def emit_cross_values(e: Emitter, tokens: ir.Value, bias: ir.Value) -> CrossAtte
 def emit_cross_attention(
     e: Emitter,
     name: str,
-    x: ir.Value,
+    x: States,
+    residual: ir.Value,
     memory: tuple[ir.Value, ir.Value],
     shared: CrossAttentionValues,
 ) -> ir.Value:
-    """Emit the `CrossAttention` called `name`: `[B, T, d]` to `[B, T, d]`.
+    """Emit the `CrossAttention` called `name`, and the sum with `residual`.
 
     Args:
         e: The graph under construction.
         name: The module's name.
         x: `[B, T, d]`, the W rows of a source side by side.
+        residual: `[B, T, d]`.
         memory: Keys and values of the sources, `[R, N, K, h]`.
         shared: What `emit_cross_values` gives.
     """
-    op, config = e.op, e.config
-    group = config.num_heads // config.kv_heads
     with e.scope(name):
-        query = e.linear("q", x)
-        heads = op.Transpose(op.Reshape(query, shared.by_source), perm=[0, 2, 1, 3])
-        if group > 1:
-            heads = op.Reshape(heads, [0, 0, -1, config.head_dim])
-        mixed = op.Attention(heads, *memory, shared.bias, scale=config.softmax_scale)
-        if group > 1:
-            mixed = op.Reshape(mixed, [0, 0, -1, group * config.head_dim])
-        merged = op.Reshape(op.Transpose(mixed, perm=[0, 2, 1, 3]), op.Shape(query))
-        return e.linear("o", merged)
+        mixed = _mix_sources(e, e.linear("q", x), memory, shared)
+        return e.linear("o", mixed, residual=residual)
+
+
+def _mix_sources(
+    e: Emitter,
+    query: ir.Value,
+    memory: tuple[ir.Value, ir.Value],
+    shared: CrossAttentionValues,
+) -> ir.Value:
+    """Emit the attention of `query` `[B, T, H·h]` to the sources' keys and values."""
+    op, config = e.op, e.config
+    heads, scale = config.num_heads, config.softmax_scale
+    if shared.by_source is None:
+        mixed: ir.Value = CROSS_ATTENTION.emit(
+            op, query, *memory, shared.bias, num_heads=heads, scale=scale
+        )
+        return mixed
+    group = heads // config.kv_heads
+    by_head = op.Transpose(op.Reshape(query, shared.by_source), perm=[0, 2, 1, 3])
+    if group > 1:
+        by_head = op.Reshape(by_head, [0, 0, -1, config.head_dim])
+    mixed = op.Attention(by_head, *memory, shared.bias, scale=scale)
+    if group > 1:
+        mixed = op.Reshape(mixed, [0, 0, -1, group * config.head_dim])
+    return op.Reshape(op.Transpose(mixed, perm=[0, 2, 1, 3]), op.Shape(query))
 
 
 def _project(
-    e: Emitter, x: ir.Value, shared: SelfAttentionValues
+    e: Emitter, x: States, shared: SelfAttentionValues
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    query, key, value = (e.linear(side, x) for side in ("q", "k", "v"))
+    query, key, value = e.projections(x)
     if shared.rotary is not None:
         query = shared.rotary.turn(e, query, e.config.num_heads)
         key = shared.rotary.turn(e, key, e.config.kv_heads)

@@ -5,14 +5,18 @@ import onnx_ir as ir
 from drl.export.graph.attention import emit_cross_projection
 from drl.export.graph.emitter import FLOAT, INT32, INT64, Dims, Emitter
 from drl.export.graph.paths import PathSwitch
+from drl.export.graph.precision import open_emitter
 from drl.export.graph.tokens import emit_padding_bias, emit_steps, emit_valid
 from drl.export.model import ModelConfig
 from drl.export.model.config import KEEP_DENOMINATOR
+from drl.export.options import Precision
 from drl.export.weights import WeightPlan
 from drl.plugins.ops import SELECT_STATES
 
 
-def emit_bridge(config: ModelConfig, weights: WeightPlan) -> ir.Model:
+def emit_bridge(
+    config: ModelConfig, weights: WeightPlan, precision: Precision = "fp32"
+) -> ir.Model:
     """Emit the graph from `encoder_states` to keys and values.
 
     Inputs: `encoder_states` `[B, S, d]`, `source_lengths` int32 `[B]`, with a path router
@@ -20,7 +24,7 @@ def emit_bridge(config: ModelConfig, weights: WeightPlan) -> ir.Model:
     `kept_lengths` int32 `[B]`, and per decoder layer `cross_k.{i}` and `cross_v.{i}`
     `[B, N, K, h]`, with K = 0 for a layer that is not on the path.
     """
-    e = Emitter("bridge", config, weights)
+    e = open_emitter("bridge", config, weights, precision)
     states = e.input("encoder_states", FLOAT, ["B", "S", config.d_model])
     lengths = e.input("source_lengths", INT32, ["B"])
     routed = config.path_router is not None

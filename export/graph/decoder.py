@@ -11,10 +11,10 @@ from drl.export.graph.attention import (
     emit_cross_attention,
     emit_cross_values,
 )
-from drl.export.graph.emitter import FLOAT, INT32, INT64, BranchOutput, Dims, Emitter
+from drl.export.graph.emitter import FLOAT, INT32, INT64, BranchOutput, Dims, Emitter, States
 from drl.export.graph.feed_forward import RoutingValues, emit_feed_forward
 from drl.export.graph.group_router import emit_group_router
-from drl.export.graph.norms import emit_norm, emit_residual
+from drl.export.graph.norms import emit_norm_of_input, emit_residual
 from drl.export.graph.paths import PathSwitch
 from drl.export.graph.positions import (
     emit_bias_rows,
@@ -22,8 +22,10 @@ from drl.export.graph.positions import (
     emit_position_bias,
     emit_rotary,
 )
-from drl.export.graph.tokens import emit_embedding, emit_head, emit_steps, emit_valid
+from drl.export.graph.precision import open_emitter
+from drl.export.graph.tokens import emit_steps, emit_valid
 from drl.export.model import ModelConfig
+from drl.export.options import Precision
 from drl.export.weights import WeightPlan
 
 
@@ -38,23 +40,30 @@ class _LayerInputs:
     routing: RoutingValues | None
 
 
-def emit_decoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
+def emit_decoder(
+    config: ModelConfig, weights: WeightPlan, precision: Precision = "fp32"
+) -> ir.Model:
     """Emit the graph from `tokens` to `logits`.
 
     Inputs: `tokens` int64 `[B, T]`, `lengths` int32 `[B]` (tokens in the cache), `new_lengths`
-    int32 `[B]` (how many of T are real), with several paths `path` int64 `[]`, `cross_bias`
-    `[R, K]`, per layer `cross_k.{i}`, `cross_v.{i}` `[R, N, K, h]` and `past_k.{i}`,
-    `past_v.{i}` `[B, N, C, h]`. Outputs: `logits` `[B, T, V]`, their `normalisers` `[B, T]`, per
+    int32 `[B]` (how many of T are real), if the graph ranks `candidates` int64 `[1]`, with several
+    paths `path` int64 `[]`, `cross_bias` `[R, K]`, per layer `cross_k.{i}`, `cross_v.{i}`
+    `[R, N, K, h]` and `past_k.{i}`, `past_v.{i}` `[B, N, C, h]`. Outputs: `logits` `[B, T, V]`,
+    their `normalisers` `[B, T]`, if the graph ranks `top_values` and `top_ids` `[B, T, c]`, per
     layer `present_k.{i}` and `present_v.{i}` (the same buffers as the past), and
     `decoder_experts.{i}` int32 `[B, T, k]` per sparse layer. A layer that the path skips hands on
     its empty caches.
 
+    A graph of a quantised precision ranks: for c > 0 `candidates` it tells the c largest logits,
+    and `logits` is `[B, T, 0]`.
+
     There are R sources and W = B/R rows for each, side by side: row b reads source b // W.
     """
-    e = Emitter("decoder", config, weights)
+    e = open_emitter("decoder", config, weights, precision)
     tokens = e.input("tokens", INT64, ["B", "T"])
     lengths = e.input("lengths", INT32, ["B"])
     new_lengths = e.input("new_lengths", INT32, ["B"])
+    candidates = e.input("candidates", INT64, [1]) if e.ranks else None
     switch = PathSwitch(e)
     cross_bias = e.input("cross_bias", FLOAT, ["R", "K"])
     cross = [_layer_pair(e, "cross", i, "R", "K") for i in range(config.decoder_layers)]
@@ -62,7 +71,7 @@ def emit_decoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
 
     steps = emit_steps(e, tokens)
     groups = emit_group_router(e, tokens, config.target_embedding)
-    embedded = emit_embedding(e, tokens, config.target_embedding)
+    embedded = e.embedding(config.target_embedding, tokens)
     presents, experts = [], {}
     with e.scope("decoder"):
         begun = e.op.Unsqueeze(e.op.Cast(lengths, to=INT64), [1])
@@ -80,10 +89,13 @@ def emit_decoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
             presents.append(rest[:2])
             if i in config.decoder_sparse_layers:
                 experts[i] = rest[2]
-        states = emit_norm(e, "norm", x) if config.has_final_norm else x
-    logits, normalisers = emit_head(e, states)
-    e.output("logits", logits, ["B", "T", config.vocab_size])
-    e.output("normalisers", normalisers, ["B", "T"])
+        states = emit_norm_of_input(e, "norm", x) if config.has_final_norm else x
+    head = e.head(states, candidates)
+    e.output("logits", head.logits, ["B", "T", "V or 0" if e.ranks else config.vocab_size])
+    e.output("normalisers", head.normalisers, ["B", "T"])
+    if head.top is not None:
+        e.output("top_values", head.top[0], ["B", "T", "c"])
+        e.output("top_ids", head.top[1], ["B", "T", "c"], INT32)
     for i, pair in enumerate(presents):
         for side, value in zip("kv", pair, strict=True):
             e.output(f"present_{side}.{i}", value, _layer_dims(config, i, "B", "C"))
@@ -143,15 +155,15 @@ def _emit_layer(
     def run() -> list[ir.Value]:
         present: list[ir.Value] = []
 
-        def attend(normed: ir.Value) -> ir.Value:
-            mixed, *present[:] = emit_cached_attention(
-                e, "self_attention", normed, inputs.attention, inputs.past
+        def attend(normed: States, residual: ir.Value) -> ir.Value:
+            output, *present[:] = emit_cached_attention(
+                e, "self_attention", normed, residual, inputs.attention, inputs.past
             )
-            return mixed
+            return output
 
-        def attend_source(normed: ir.Value) -> ir.Value:
+        def attend_source(normed: States, residual: ir.Value) -> ir.Value:
             return emit_cross_attention(
-                e, "cross_attention", normed, inputs.cross, inputs.cross_attention
+                e, "cross_attention", normed, residual, inputs.cross, inputs.cross_attention
             )
 
         y = emit_residual(e, "self_attention_norm", x, attend)

@@ -1,7 +1,9 @@
 """What every emitter works with: the graph under construction, module scopes and weights."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -13,27 +15,64 @@ from drl.export.weights import Maker, WeightPlan, reshaped, stored_as_is, transp
 OPSET = 24
 IR_VERSION = 11
 
-FLOAT, INT32, INT64, BOOL = (
+FLOAT, INT32, INT64, BOOL, UINT8 = (
     ir.DataType.FLOAT,
     ir.DataType.INT32,
     ir.DataType.INT64,
     ir.DataType.BOOL,
+    ir.DataType.UINT8,
 )
 Dims = Sequence[int | str | None]
 BranchOutput = tuple[str, ir.DataType, Dims]
 Trace = Callable[[], Sequence[ir.Value]]
 
 
-class Emitter:
+@dataclass(frozen=True)
+class Normed:
+    """The RMS norm of `x` `[..., d]`, left to the matrices that read it."""
+
+    x: ir.Value
+    weight: ir.Value
+
+
+States = ir.Value | Normed
+"""What a matrix reads: `[..., d]`, with or without a norm that is still to be done."""
+
+AddTo = Callable[[ir.Value | None], ir.Value]
+"""Emits a module and adds its output to the value given, if there is one."""
+
+
+@dataclass(frozen=True)
+class HeadValues:
+    """What the head makes of states `[B, T, d]`.
+
+    Attributes:
+        logits: `[B, T, V]`; in a graph that ranks, `[B, T, 0]` where candidates are asked for.
+        normalisers: `[B, T]`, the logarithm of the sum of the logits' exponentials.
+        top: In a graph that ranks, the c largest logits `[B, T, c]` and their ids, int32.
+    """
+
+    logits: ir.Value
+    normalisers: ir.Value
+    top: tuple[ir.Value, ir.Value] | None = None
+
+
+class Emitter(ABC):
     """Builds one graph, mirroring the PyTorch modules.
 
     Scopes are entered under the modules' own names, so that a weight is asked for by its name
-    within its module, and nodes carry the path of the module they came from.
+    within its module, and nodes carry the path of the module they came from. What a product with a
+    weight becomes depends on the precision: there is a subclass for each kind.
 
     Attributes:
         config: The model's configuration.
         op: Adds a node to the graph or branch that is being built: `op.MatMul(a, b)`.
     """
+
+    ranks: bool
+    """Whether the head can tell the largest logits and leave out the others."""
+    fuses: bool
+    """Whether operators with native kernels do what stands around a product or an attention."""
 
     def __init__(self, name: str, config: ModelConfig, weights: WeightPlan) -> None:
         self.config = config
@@ -80,7 +119,7 @@ class Emitter:
     def matrix(self, name: str) -> ir.Value:
         """Return the weight `name` of the module in scope, turned from [out, in] to [in, out]."""
         path = self.path(name)
-        return self.tensor(path, FLOAT, self._shapes[path][::-1], transposed(path))
+        return self.tensor(path, FLOAT, self.shape(path)[::-1], transposed(path))
 
     def weight_as(self, name: str, shape: tuple[int, ...]) -> ir.Value:
         """Return the parameter `name` of the module in scope in another shape."""
@@ -97,11 +136,50 @@ class Emitter:
             return known
         return self.op.builder.initializer(stored, path, qualify=False)
 
-    def linear(self, name: str, x: ir.Value) -> ir.Value:
-        """Emit the `nn.Linear` called `name`: `[..., in]` to `[..., out]`."""
-        with self.scope(name):
-            product = self.op.MatMul(x, self.matrix("weight"))
-            return self.op.Add(product, self.weight("bias")) if self.has("bias") else product
+    @abstractmethod
+    def linear(self, name: str, x: States, *, residual: ir.Value | None = None) -> ir.Value:
+        """Emit the `nn.Linear` called `name`, and the sum with `residual`.
+
+        Maps `[B, T, in]` to `[B, T, out]`.
+        """
+
+    @abstractmethod
+    def projections(self, x: States) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Emit `q` `[B, T, H·h]`, `k` and `v` `[B, T, N·h]` of the self-attention in scope."""
+
+    @abstractmethod
+    def inner(self, x: States) -> ir.Value:
+        """Emit the hidden layer of the `FeedForward` in scope, activated: `[B, T, f]`."""
+
+    @abstractmethod
+    def experts(
+        self,
+        x: ir.Value,
+        route: tuple[ir.Value, ir.Value],
+        residual: ir.Value,
+        shared: AddTo | None,
+    ) -> ir.Value:
+        """Emit the `Experts` in scope, and the sum with the shared expert and the residual.
+
+        Args:
+            x: `[B, T, d]`.
+            route: Expert ids int32 and gates fp32, both `[B, T, k]`.
+            residual: `[B, T, d]`.
+            shared: Emits the shared expert, if there is one.
+        """
+
+    @abstractmethod
+    def embedding(self, table: str, tokens: ir.Value) -> ir.Value:
+        """Emit the lookup of `tokens` int64 `[B, T]` in the embedding `table`: `[B, T, d]`."""
+
+    @abstractmethod
+    def head(self, states: States, candidates: ir.Value | None) -> HeadValues:
+        """Emit the head over `states` `[B, T, d]`.
+
+        Args:
+            states: The decoder's output.
+            candidates: How many of the largest logits to tell, int64 `[1]`, in a graph that ranks.
+        """
 
     def branch(
         self,
@@ -156,3 +234,7 @@ class Emitter:
     def path(self, name: str) -> str:
         """Return the full name of `name` in the module in scope."""
         return ".".join((*self._scope, name))
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        """Return the shape of the parameter with this full name, as the checkpoint stores it."""
+        return self._shapes[path]

@@ -15,26 +15,30 @@ from drl.export.graph.positions import (
     emit_position_bias,
     emit_rotary,
 )
-from drl.export.graph.tokens import emit_embedding, emit_padding_bias, emit_steps, emit_valid
+from drl.export.graph.precision import open_emitter
+from drl.export.graph.tokens import emit_padding_bias, emit_steps, emit_valid
 from drl.export.model import ModelConfig
+from drl.export.options import Precision
 from drl.export.weights import WeightPlan
 from drl.plugins.ops import PATH_SCORE
 
 
-def emit_encoder(config: ModelConfig, weights: WeightPlan) -> ir.Model:
+def emit_encoder(
+    config: ModelConfig, weights: WeightPlan, precision: Precision = "fp32"
+) -> ir.Model:
     """Emit the graph from `source_tokens` to `encoder_states`.
 
     Inputs: `source_tokens` int64 `[B, S]`, `source_lengths` int32 `[B]`, and with a path router
     `budget` fp32 `[B]`. Outputs: `encoder_states` `[B, S, d]`; with a path router `saliency`
     `[B, S]` and `path_logits` `[B, P]`; `encoder_experts.{i}` int32 `[B, S, k]` per sparse layer.
     """
-    e = Emitter("encoder", config, weights)
+    e = open_emitter("encoder", config, weights, precision)
     tokens = e.input("source_tokens", INT64, ["B", "S"])
     lengths = e.input("source_lengths", INT32, ["B"])
     steps = emit_steps(e, tokens)
     valid = emit_valid(e, steps, lengths)
     groups = emit_group_router(e, tokens)
-    embedded = emit_embedding(e, tokens)
+    embedded = e.embedding("embedding", tokens)
     with e.scope("encoder"):
         row = e.op.Unsqueeze(steps, [0])
         x = emit_placed(e, embedded, row, config.max_source_length)

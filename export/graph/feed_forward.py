@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from drl.export.graph.emitter import FLOAT, Emitter
+from drl.export.graph.emitter import FLOAT, Emitter, States
 from drl.export.graph.group_router import GroupValues
-from drl.export.graph.norms import emit_residual
-from drl.export.model.feed_forward import is_gated
-from drl.plugins.ops import EXPERT_CAPACITY, EXPERT_ROUTE, ROUTED_FFN
+from drl.export.graph.norms import emit_normed, emit_residual
+from drl.plugins.ops import EXPERT_CAPACITY, EXPERT_ROUTE
 
 
 @dataclass(frozen=True)
@@ -38,41 +37,37 @@ def emit_feed_forward(
     """
     chosen = []
 
-    def sublayer(normed: ir.Value) -> ir.Value:
+    def sublayer(normed: States, residual: ir.Value) -> ir.Value:
         if routing is None:
-            return emit_dense(e, "ffn", normed)
-        output, ids = emit_sparse(e, "ffn", normed, routing)
+            return emit_dense(e, "ffn", normed, residual)
+        output, ids = emit_sparse(e, "ffn", emit_normed(e, normed), residual, routing)
         chosen.append(ids)
         return output
 
     return emit_residual(e, "ffn_norm", x, sublayer), chosen[0] if chosen else None
 
 
-def emit_dense(e: Emitter, name: str, x: ir.Value) -> ir.Value:
-    """Emit the `FeedForward` called `name`: `[..., d]` to `[..., d]`."""
+def emit_dense(e: Emitter, name: str, x: States, residual: ir.Value | None) -> ir.Value:
+    """Emit the `FeedForward` called `name`, and the sum with `residual`: to `[B, T, d]`."""
     with e.scope(name):
-        up = e.linear("up", x)
-        gate = e.linear("gate", x) if is_gated(e.config.activation) else None
-        return e.linear("down", _activate(e, up, gate))
+        return e.linear("down", e.inner(x), residual=residual)
 
 
 def emit_sparse(
-    e: Emitter, name: str, x: ir.Value, routing: RoutingValues
+    e: Emitter, name: str, x: ir.Value, residual: ir.Value, routing: RoutingValues
 ) -> tuple[ir.Value, ir.Value]:
-    """Emit the `SparseFeedForward` called `name`.
+    """Emit the `SparseFeedForward` called `name`, and the sum with `residual`.
 
     Returns:
-        The output `[B, T, d]`, and the experts chosen, int32 `[B, T, k]`.
+        The sum `[B, T, d]`, and the experts chosen, int32 `[B, T, k]`.
     """
-    config = e.config
+
+    def shared(residual: ir.Value | None) -> ir.Value:
+        return emit_dense(e, "shared", x, residual)
+
     with e.scope(name):
         ids, gates = _emit_router(e, x, routing)
-        with e.scope("experts"):
-            names = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias")
-            weights = [e.weight(name) if e.has(name) else None for name in names]
-            output = ROUTED_FFN.emit(e.op, x, ids, gates, *weights, activation=config.activation)
-        if config.d_shared:
-            output = e.op.Add(emit_dense(e, "shared", x), output)
+        output = e.experts(x, (ids, gates), residual, shared if e.config.d_shared else None)
         return output, ids
 
 
@@ -112,14 +107,3 @@ def _weigh(e: Emitter, ids: ir.Value, gates: ir.Value) -> ir.Value:
 
 def _zero(e: Emitter) -> ir.Value:
     return e.op.Constant(value_float=0.0)
-
-
-def _activate(e: Emitter, up: ir.Value, gate: ir.Value | None) -> ir.Value:
-    op, x, kind = e.op, up if gate is None else gate, e.config.activation
-    if kind in ("silu", "silu_glu"):
-        active = op.Swish(x)
-    elif kind == "relu":
-        active = op.Relu(x)
-    else:
-        active = op.Gelu(x, approximate="none" if kind == "gelu" else "tanh")
-    return active if gate is None else op.Mul(active, up)

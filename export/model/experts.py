@@ -140,17 +140,22 @@ class Experts(nn.Module):
         order = order[counts[0] :]  # the first ones are padding, expert -1
         token = order // k
         parts = flat[token].split(counts[1:])
-        outputs = [self._run(e, part) for e, part in enumerate(parts) if part.shape[0]]
+        outputs = [self.run(e, part) for e, part in enumerate(parts) if part.shape[0]]
         if not outputs:
             return torch.zeros_like(x)
         weighted = torch.cat(outputs) * route.gates.flatten()[order, None].to(outputs[0].dtype)
         summed = torch.zeros(flat.shape, dtype=weighted.dtype, device=x.device)
         return summed.index_add(0, token, weighted).reshape(x.shape)
 
-    def _run(self, expert: int, x: Tensor) -> Tensor:
+    def run(self, expert: int, x: Tensor) -> Tensor:
+        """Run one expert on `x` `[n, d]`."""
+        return _linear(self.inner(expert, x), self.down, self.down_bias, expert)
+
+    def inner(self, expert: int, x: Tensor) -> Tensor:
+        """Return the hidden layer of one expert, activated, `[n, f]`."""
         gate = None if self.gate is None else _linear(x, self.gate, self.gate_bias, expert)
         up = _linear(x, self.up, self.up_bias, expert)
-        return _linear(activate(self.activation, up, gate), self.down, self.down_bias, expert)
+        return activate(self.activation, up, gate)
 
 
 def _linear(x: Tensor, weights: Tensor, biases: Tensor | None, expert: int) -> Tensor:

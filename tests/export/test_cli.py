@@ -43,6 +43,26 @@ def test_an_unverified_bundle_says_so(tiny_checkpoint: Path, tmp_path: Path) -> 
     assert Bundle.load(tmp_path / "bundle").manifest.parity is None
 
 
+def test_a_quantised_export_says_what_rounding_costs(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = _run(tiny_checkpoint, tmp_path / "bundle", "--precision", "int8")
+    assert done.returncode == 0
+    assert "(ort-cpu, int8)" in done.stdout
+    assert re.search(r"weights: \d\d % of fp32", done.stdout)
+    assert re.search(r"path fast +KL \d\.\de-0\d \(at most .*\), same token [\d.]+ %", done.stdout)
+    assert re.search(r"expert choices of decoder\.layers\.3: [\d.]+ % flipped", done.stdout)
+    assert re.search(r"path choices: [\d.]+ % the same", done.stdout)
+    assert re.search(r"distance from PyTorch with the same rounding: \d\.\de-0\d", done.stdout)
+    assert Bundle.load(tmp_path / "bundle").manifest.precision == "int8"
+
+
+def test_a_quantised_bundle_is_not_portable(tmp_path: Path) -> None:
+    done = _run(tmp_path, tmp_path / "out", "--precision", "int4", "--target", "portable")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: a portable bundle has no precision int4: ")
+    assert "--precision fp32" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_mistake_is_one_line_and_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(tiny_checkpoint, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"")

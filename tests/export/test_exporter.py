@@ -187,8 +187,8 @@ def test_a_route_that_differs_clearly_fails_the_report() -> None:
     assert not ParityReport(0.0, 0.0, RouteParity(), (nothing,)).passed
 
 
-def _executed_layers(bundle: Path, path: int, folder: Path) -> Counter[str]:
-    """Run one decoder step under the profiler; return how many nodes ran per decoder layer."""
+def executed_nodes(bundle: Path, path: int, folder: Path) -> list[str]:
+    """Run one decoder step under the profiler; return the names of the nodes that ran."""
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / f"path{path}")
@@ -198,6 +198,7 @@ def _executed_layers(bundle: Path, path: int, folder: Path) -> Counter[str]:
         "tokens": np.full((1, 1), 2, np.int64),
         "lengths": np.zeros(1, np.int32),
         "new_lengths": np.ones(1, np.int32),
+        "candidates": np.zeros(1, np.int64),
         "path": np.array(path, np.int64),
         "cross_bias": np.zeros((1, 5), np.float32),
     }
@@ -206,14 +207,20 @@ def _executed_layers(bundle: Path, path: int, folder: Path) -> Counter[str]:
             size = length if i in layers else 0
             for side in "kv":
                 feeds[f"{kind}_{side}.{i}"] = np.zeros((1, 2, size, 16), np.float32)
-    session.run(None, feeds)
+    session.run(None, {each.name: feeds[each.name] for each in session.get_inputs()})
     events = json.loads(Path(session.end_profiling()).read_text())
     names = [event["name"] for event in events if event.get("cat") == "Node"]
+    end = "_kernel_time"
+    return [name.removesuffix(end) for name in names if name.endswith(end)]
+
+
+def _executed_layers(bundle: Path, path: int, folder: Path) -> Counter[str]:
+    """Return how many nodes of each decoder layer run in one step."""
     return Counter(
         f"layers.{i}"
-        for name in names
+        for name in executed_nodes(bundle, path, folder)
         for i in range(TINY.decoder_layers)
-        if f"layers.{i}/" in name and name.endswith("_kernel_time")
+        if f"layers.{i}/" in name
     )
 
 

@@ -8,8 +8,8 @@ import onnx
 import pytest
 
 from drl.export import ExportOptions, export, save_checkpoint
-from drl.export.exporter import Target
 from drl.export.model import PathConfig, PathRouterConfig
+from drl.export.options import Target
 from drl.export.parity import TOLERANCE
 from tests.models import DENSE, random_model, tiny_config
 
