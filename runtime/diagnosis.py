@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from drl.plugins.native import Kernels, NativeLibraryError, find_library
 from drl.runtime import machine
 from drl.runtime.backends.ort import import_onnxruntime
 from drl.runtime.errors import BackendError
@@ -39,7 +40,7 @@ class Library:
 
 @dataclass(frozen=True)
 class BackendCheck:
-    """Whether a backend works here, and if not why and how to mend it."""
+    """Whether something works here, and if not why and how to mend it."""
 
     name: str
     works: bool
@@ -70,6 +71,7 @@ class Diagnosis:
     system: str
     processor: Processor
     libraries: tuple[Library, ...]
+    native: BackendCheck
     backends: tuple[BackendCheck, ...]
 
     @property
@@ -86,6 +88,7 @@ def diagnose() -> Diagnosis:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=_processor(),
         libraries=tuple(_library(name, extra) for name, extra in _LIBRARIES.items()),
+        native=_check("native kernels", _try_native),
         backends=(
             _check("ONNX Runtime, CPU", _try_cpu),
             _check("ONNX Runtime, CUDA", _try_cuda),
@@ -146,6 +149,16 @@ def _check(name: str, attempt: Callable[[], str]) -> BackendCheck:
     except BackendError as error:
         detail, _, remedy = str(error).partition("; ")
         return BackendCheck(name, False, detail, remedy)
+
+
+def _try_native() -> str:
+    try:
+        library = find_library()
+        if library.path is None:
+            raise BackendError(library.missing)
+        return f"{Kernels().isa} instructions, {library.path}"
+    except NativeLibraryError as error:
+        raise BackendError(str(error)) from error
 
 
 def _try_cpu() -> str:

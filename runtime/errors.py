@@ -5,6 +5,8 @@ print it after `error: ` and exit with status 1; everything that is not a `DrlEr
 keeps its traceback.
 """
 
+from collections.abc import Collection
+
 
 class DrlError(Exception):
     """Root of every error that DRL raises on purpose."""
@@ -41,6 +43,13 @@ def shorten(value: object) -> str:
     except ValueError:  # Python refuses to write integers of thousands of digits
         text = "a number of thousands of digits"
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def nearest_name(name: str, known: Collection[str]) -> str | None:
+    """The known name that was probably meant, if one is near."""
+    import difflib  # only now: it takes longer to import than most of this package
+
+    return next(iter(difflib.get_close_matches(name, known, 1)), None)
 
 
 def check_count(name: str, value: object, most: int | None = None) -> None:

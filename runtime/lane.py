@@ -1,5 +1,6 @@
 """The rows in progress on one path, and their common decoder step."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -58,7 +59,7 @@ class Lane:
         self._selector: Selector = TokenSelector() if width == 1 else BeamSelector(width)
         self._tokens: Int64 = np.zeros((max_slots * width, 1), np.int64)
         self._new_lengths = np.ones(max_slots * width, np.int32)
-        self._inputs: StepInputs | None = None
+        self._inputs: dict[int, StepInputs] = {}  # by number of candidates, of the same memory
         self.groups: list[SequenceGroup] = []
         self._longest = 0  # most tokens that a row has in the cache
 
@@ -82,14 +83,17 @@ class Lane:
     def step(self) -> None:
         """Choose a token per row; slots that are done leave."""
         if self._cache.reserve(self._longest + 1):
-            self._inputs = None
-        inputs = self._inputs or self._gather_inputs()
-        outputs = self._backend.step(inputs)
-        self._cache.lengths[: self._cache.rows] += 1
-        self._longest += 1
+            self._inputs.clear()
+        outputs = self._backend.step(self._step_inputs(self._candidates()))
         for group in self.groups:
             group.record_step()
         choice = self._selector.choose(outputs, self._history)
+        if choice is None:  # the same step again: it writes the same to the cache
+            outputs = self._backend.step(self._step_inputs(0))
+            choice = self._selector.choose(outputs, self._history)
+            assert choice is not None
+        self._cache.lengths[: self._cache.rows] += 1
+        self._longest += 1
         for source, target in choice.copies:
             self._cache.copy_row(source, target)
             self._history.copy(source, target)
@@ -133,16 +137,30 @@ class Lane:
         self._slots_changed()
 
     def _slots_changed(self) -> None:
-        self._inputs = None
+        self._inputs.clear()
         self.groups = list(dict.fromkeys(slot.group for slot in self.slots))
         self._longest = int(self._cache.lengths[: self._cache.rows].max(initial=0))
         self._selector.set_slots(self.slots)
+
+    def _candidates(self) -> int:
+        """How many candidates to ask for in the next step; 0 for whole rows."""
+        if not self._backend.ranks:
+            return 0
+        candidates = self._selector.candidates(self._history)
+        return candidates if candidates < self._vocab_size else 0
+
+    def _step_inputs(self, candidates: int) -> StepInputs:
+        """The inputs of the next step, the same object as long as nothing moves."""
+        if candidates not in self._inputs:
+            some = next(iter(self._inputs.values()), None) or self._gather_inputs()
+            self._inputs[candidates] = dataclasses.replace(some, candidates=candidates)
+        return self._inputs[candidates]
 
     def _gather_inputs(self) -> StepInputs:
         rows = self._cache.rows
         past_keys, past_values = self._cache.past()
         bias, cross_keys, cross_values = self._cache.cross()
-        self._inputs = StepInputs(
+        return StepInputs(
             path=self._path,
             tokens=self._tokens[:rows],
             lengths=self._cache.lengths[:rows],
@@ -154,13 +172,13 @@ class Lane:
             past_values=past_values,
             with_experts=any(group.request.with_experts for group in self.groups),
         )
-        return self._inputs
 
     def _read_prefixes(self, first: int) -> None:
         """Feed the decoder the prefixes of the slots from `first` on, but for their last tokens.
 
         The last token of a prefix, or the start token where there is none, is the first one of the
-        ordinary steps. What the decoder says of each token of a prefix is its log-probability.
+        ordinary steps. What the decoder says of each token of a prefix is its log-probability;
+        where nobody wants that, logits need not be made.
         """
         lengths = [len(slot.group.request.prefix) for slot in self.slots[first:]]
         longest = max(lengths)
@@ -168,10 +186,13 @@ class Lane:
             return
         self._cache.reserve(longest)
         per_step = max(1, _PREFILL_LOGITS // (longest * self._width * self._vocab_size))
+        reported = any(slot.group.request.config.logprobs for slot in self.slots[first:])
+        candidates = 1 if self._backend.ranks and not reported else 0
         for begin in range(first, len(self.slots), per_step):
-            self._read_some(begin, min(begin + per_step, len(self.slots)), longest)
+            end = min(begin + per_step, len(self.slots))
+            self._read_some(begin, end, longest, candidates)
 
-    def _read_some(self, begin: int, end: int, longest: int) -> None:
+    def _read_some(self, begin: int, end: int, longest: int, candidates: int) -> None:
         prefixes = [slot.group.request.prefix for slot in self.slots[begin:end]]
         rows = slice(begin * self._width, end * self._width)
         lengths = np.repeat(np.array([len(item) for item in prefixes], np.int32), self._width)
@@ -192,6 +213,7 @@ class Lane:
                 past_keys=past_keys,
                 past_values=past_values,
                 with_experts=any(s.group.request.with_experts for s in self.slots[begin:end]),
+                candidates=candidates,
             )
         )
         self._cache.lengths[rows] = lengths
@@ -204,10 +226,10 @@ def _record_prefix(group: SequenceGroup, outputs: StepOutputs, row: int) -> None
     """Tell a request what the decoder said of its prefix, in one row of the outputs."""
     request = group.request
     count = len(request.prefix)
-    logits: Float32 = outputs.logits[row, :count]
     logprobs: list[float] | None = None
     tops: list[TopLogprobs] | None = None
     if request.config.logprobs and count:
+        logits: Float32 = outputs.logits[row, :count]
         normalisers = outputs.normalisers[row, :count]
         logprobs = (logits[np.arange(count), list(request.prefix)] - normalisers).tolist()
         if wanted := request.config.top_logprobs:

@@ -3,7 +3,11 @@
 import os
 import platform
 import re
+import threading
+import time
 from pathlib import Path
+
+import numpy as np
 
 # Steps of a small decoder hardly gain beyond this many threads, and lose when cores are shared.
 _MOST_DEFAULT_THREADS = 8
@@ -51,6 +55,30 @@ def cpu_quota() -> float | None:
     if quota.isdigit() and period.isdigit() and int(period):
         return int(quota) / int(period)
     return None
+
+
+def share_of_cores(threads: int, seconds: float = 0.01) -> float:
+    """What part of their time `threads` busy threads spend on a processor, measured now.
+
+    It is near 1 where as many cores are free, and less where other processes want them too.
+    """
+    # NumPy lets go of the interpreter while it reads, for long enough to run side by side.
+    blocks = [np.zeros(1 << 19, np.int64) for _ in range(threads)]
+    began, used = time.perf_counter(), time.process_time()
+    end = began + seconds
+
+    def work(block: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> None:
+        while time.perf_counter() < end:
+            block.max()
+
+    others = [threading.Thread(target=work, args=(block,)) for block in blocks[1:]]
+    for other in others:
+        other.start()
+    work(blocks[0])
+    for other in others:
+        other.join()
+    used = time.process_time() - used
+    return used / (time.perf_counter() - began) / threads
 
 
 def cpu_model() -> str:

@@ -1,12 +1,11 @@
 """Which decoding path a sequence takes: the caller's word, or the path router's under a budget."""
 
-import difflib
 from collections.abc import Sequence
 
 import numpy as np
 
 from drl.runtime.arrays import Float32
-from drl.runtime.errors import RequestError
+from drl.runtime.errors import RequestError, nearest_name
 from drl.runtime.manifest import PathInfo, RouterInfo
 
 AUTO = "auto"
@@ -66,8 +65,8 @@ def find_path(paths: Sequence[PathInfo], path: object) -> int | None:
     else:
         raise RequestError(f"path must be a name or an index, not {type(path).__name__}")
     known = ", ".join([AUTO, *names])
-    close = difflib.get_close_matches(path, [AUTO, *names], 1) if isinstance(path, str) else []
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    nearest = nearest_name(path, [AUTO, *names]) if isinstance(path, str) else None
+    hint = f"did you mean {nearest!r}? " if nearest else ""
     raise RequestError(
         f"there is no path {path!r}; {hint}this bundle has {known} (or 0 to {len(names) - 1})"
     )

@@ -106,16 +106,19 @@ class Scheduler:
 
     def _end_overdue(self) -> None:
         """End the requests whose time is up, or that somebody has cancelled."""
-        groups = [*self._waiting, *(group for lane in self.lanes for group in lane.groups)]
-        for group in groups:
-            if group.limited and (reason := group.overdue()):
+        lists = (self._waiting, *(lane.groups for lane in self._lanes.values()))
+        limited = [group for groups in lists for group in groups if group.limited]
+        for group in limited:
+            if reason := group.overdue():
                 self.cut(group, reason)
 
     def _admit(self) -> None:
+        if not self._waiting:
+            return
         running = self.running
         places = self._max_batch_size - running
         enough = min(len(self._waiting), max(1, self._max_batch_size // _ADMISSIONS_PER_BATCH))
-        if not self._waiting or (running and places < enough):
+        if running and places < enough:
             return
         batch = []
         while self._waiting and self._waiting[0].rows <= places:

@@ -4,13 +4,21 @@
 """
 
 from drl.runtime.backends.opening import DEVICES, open_backend
-from drl.runtime.backends.protocol import Backend, CrossAttention, Encoding, StepInputs, StepOutputs
+from drl.runtime.backends.protocol import (
+    Backend,
+    CrossAttention,
+    Encoding,
+    Ranking,
+    StepInputs,
+    StepOutputs,
+)
 
 __all__ = [
     "DEVICES",
     "Backend",
     "CrossAttention",
     "Encoding",
+    "Ranking",
     "StepInputs",
     "StepOutputs",
     "open_backend",

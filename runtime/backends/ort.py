@@ -1,15 +1,23 @@
 """ONNX Runtime on the CPU."""
 
 import importlib
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from drl.plugins.native import NativeLibraryError, find_library
 from drl.runtime.arrays import Array, Float32, Int32, Int64
-from drl.runtime.backends.protocol import CrossAttention, Encoding, StepInputs, StepOutputs
+from drl.runtime.backends.native import native_operators, other_layout
+from drl.runtime.backends.protocol import (
+    CrossAttention,
+    Encoding,
+    Ranking,
+    StepInputs,
+    StepOutputs,
+)
 from drl.runtime.bundle import Bundle
 from drl.runtime.errors import BackendError, BundleError, check_count
 from drl.runtime.machine import default_threads
@@ -49,7 +57,8 @@ class OrtBackend:
     """A bundle's graphs in three ONNX Runtime sessions.
 
     The decoder runs on buffers bound by address: past and present of the cache are one memory, and
-    a step allocates nothing. Binding happens again only when the caller brings new `StepInputs`.
+    a step allocates nothing. Binding happens again only when the caller brings new `StepInputs`;
+    those that differ from the last ones in their number of candidates alone are bound beside them.
 
     Args:
         bundle: A loaded bundle.
@@ -65,24 +74,31 @@ class OrtBackend:
             check_count("threads", threads, _MOST_THREADS)
         self._ort = import_onnxruntime()
         self._threads = threads or default_threads()
-        self._operators = _native_operators()
+        self._operators = native_operators(bundle.manifest, self._ort.__version__)
         self._manifest = bundle.manifest
         self._encoder, self._bridge, self._decoder = (
             self._open(bundle.graph_file(name), bundle.manifest.graphs[name])
             for name in ("encoder", "bridge", "decoder")
         )
+        self._step_inputs = _names(bundle.manifest.graphs["decoder"].inputs)
+        self._ranks = "candidates" in self._step_inputs
         self._check_sizes()
         self._layers = range(bundle.manifest.cache.decoder_layers)
-        self._step_inputs = _names(bundle.manifest.graphs["decoder"].inputs)
         self._encoder_experts = _expert_outputs(bundle.manifest.graphs["encoder"], "encoder")
         self._decoder_experts = _expert_outputs(bundle.manifest.graphs["decoder"], "decoder")
-        self._bindings: dict[tuple[int, int], _Binding] = {}
+        # By path and rows per source, and for each of them by number of candidates.
+        self._bindings: dict[tuple[int, int], dict[int, _Binding]] = {}
         self._logits = np.empty(0, np.float32)
 
     @property
     def name(self) -> str:
         """Library, version, device and threads."""
         return f"ONNX Runtime {self._ort.__version__}, CPU, {self._threads} threads"
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the decoder has the input `candidates`."""
+        return self._ranks
 
     def encode(
         self, tokens: Int64, lengths: Int32, budget: Float32, with_experts: bool = False
@@ -95,7 +111,7 @@ class OrtBackend:
             feeds["budget"] = budget
             wanted += ["saliency", "path_logits"]
         experts = self._encoder_experts if with_experts else {}
-        results = self._encoder.run([*wanted, *experts.values()], feeds)
+        results = _run(self._encoder.run, [*wanted, *experts.values()], feeds)
         return Encoding(
             states=results[0],
             lengths=lengths,
@@ -116,17 +132,24 @@ class OrtBackend:
             feeds["path"] = np.array(path, np.int64)
         names = ["cross_bias", "kept_lengths"]
         names += [f"cross_{part}.{layer}" for part in "kv" for layer in self._layers]
-        bias, lengths, *blocks = self._bridge.run(names, feeds)
+        bias, lengths, *blocks = _run(self._bridge.run, names, feeds)
         half = len(self._layers)
         return CrossAttention(bias, lengths, tuple(blocks[:half]), tuple(blocks[half:]))
 
     def step(self, inputs: StepInputs) -> StepOutputs:
         """See `Backend.step`."""
-        key = inputs.path, inputs.width
-        bound = self._bindings.get(key)
+        place = inputs.path, inputs.width
+        bindings = self._bindings.get(place)
+        bound = bindings.get(inputs.candidates) if bindings else None
         if bound is None or bound.inputs is not inputs:
-            bound = self._bindings[key] = self._bind(inputs)
-        self._decoder.run_with_iobinding(bound.handle)
+            bound = self._bind(inputs)
+            beside = {
+                candidates: other
+                for candidates, other in (bindings or {}).items()
+                if other.inputs.past_keys is inputs.past_keys
+            }
+            self._bindings[place] = {**beside, inputs.candidates: bound}
+        _run(self._decoder.run_with_iobinding, bound.handle)
         return bound.outputs
 
     def release(self, path: int, width: int) -> None:
@@ -161,6 +184,8 @@ class OrtBackend:
                     f"{self._ort.__version__} ({message}); upgrade with "
                     f'`pip install --upgrade "onnxruntime>={_NEEDED}"`'
                 ) from error
+            if refusal := other_layout(message):
+                raise BackendError(f"{path.name} has {refusal}") from error
             raise BackendError(
                 f"ONNX Runtime {self._ort.__version__} cannot load {path.name}: {message}; "
                 "run `drl-export` again, and `drl-doctor` to see what this machine supports"
@@ -192,23 +217,27 @@ class OrtBackend:
             raise BundleError(
                 f"bundle.json: cache is not the decoder's, {layers} layers with {sizes}; {REPAIR}"
             )
-        if "normalisers" not in _names(self._decoder.get_outputs()):
-            raise BundleError(f"the decoder is an earlier version's, without normalisers; {REPAIR}")
-        (logits,) = (item for item in self._decoder.get_outputs() if item.name == "logits")
-        if logits.shape[-1] != limits.vocab_size:
+        outputs = {item.name: item for item in self._decoder.get_outputs()}
+        for name in ("normalisers", *(("top_values", "top_ids") if self._ranks else ())):
+            if name not in outputs:
+                raise BundleError(f"the decoder is an earlier version's, without {name}; {REPAIR}")
+        # A decoder that ranks says no number, as its logits may be left out.
+        count = outputs["logits"].shape[-1]
+        if count != limits.vocab_size and not self._ranks:
             raise BundleError(
                 f"bundle.json: limits.vocab_size is {limits.vocab_size} and the decoder has "
-                f"{logits.shape[-1]} logits; {REPAIR}"
+                f"{count} logits; {REPAIR}"
             )
 
     def _bind(self, inputs: StepInputs) -> "_Binding":
         handle = self._decoder.io_binding()
         sources = self._named_inputs(inputs)
         outputs = self._make_outputs(inputs)
-        targets: dict[str, Array] = {
-            "logits": outputs.logits,
-            "normalisers": outputs.normalisers,
-        }
+        targets: dict[str, Array] = {"normalisers": outputs.normalisers}
+        if outputs.top is None:
+            targets["logits"] = outputs.logits
+        else:
+            targets |= {"top_values": outputs.top.values, "top_ids": outputs.top.ids}
         for layer in self._manifest.paths[inputs.path].layers:
             targets[f"present_k.{layer}"] = inputs.past_keys[layer]
             targets[f"present_v.{layer}"] = inputs.past_values[layer]
@@ -225,6 +254,7 @@ class OrtBackend:
             "tokens": inputs.tokens,
             "lengths": inputs.lengths,
             "new_lengths": inputs.new_lengths,
+            "candidates": np.array([inputs.candidates], np.int64),
             "path": np.array(inputs.path, np.int64),
             "cross_bias": inputs.cross_bias,
         }
@@ -239,28 +269,36 @@ class OrtBackend:
 
     def _make_outputs(self, inputs: StepInputs) -> StepOutputs:
         rows, new = inputs.tokens.shape
-        shape = (rows, new, self._manifest.limits.vocab_size)
-        size = rows * new * shape[2]
-        # A prefix or a score takes logits for many tokens at once, and then for a long time few.
-        if not size <= self._logits.size <= max(_KEPT_LOGITS, 4 * size):
-            self._logits = np.empty(size, np.float32)
         path = self._manifest.paths[inputs.path]
         experts = {
             layer: np.empty((rows, new, path.experts_per_token), np.int32)
             for layer in self._decoder_experts
             if inputs.with_experts and layer in path.layers
         }
-        logits = self._logits[:size].reshape(shape)
-        return StepOutputs(logits, np.empty((rows, new), np.float32), experts)
+        normalisers = np.empty((rows, new), np.float32)
+        if inputs.candidates:
+            shape = rows, new, inputs.candidates
+            top = Ranking(np.empty(shape, np.float32), np.empty(shape, np.int32))
+            return StepOutputs(np.empty((rows, new, 0), np.float32), normalisers, experts, top)
+        return StepOutputs(self._logits_of(rows, new), normalisers, experts)
+
+    def _logits_of(self, rows: int, new: int) -> Float32:
+        """Memory for `[B, T, V]` logits."""
+        shape = rows, new, self._manifest.limits.vocab_size
+        size = math.prod(shape)
+        # A prefix or a score takes logits for many tokens at once, and then for a long time few.
+        if not size <= self._logits.size <= max(_KEPT_LOGITS, 4 * size):
+            self._logits = np.empty(size, np.float32)
+        return self._logits[:size].reshape(shape)
 
 
-def _native_operators() -> Path | None:
-    """The library of native operators, or None where this installation has none."""
+def _run(run: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a session. Raises `BackendError` where a graph cannot be run."""
     try:
-        library = find_library()
-    except NativeLibraryError as error:
-        raise BackendError(str(error)) from error
-    return library.path if library.has_operators else None
+        return run(*arguments)
+    except Exception as error:  # the library has a class per status code, without a root
+        message = " ".join(str(error).split())
+        raise BackendError(f"ONNX Runtime cannot run the bundle's graph: {message}") from error
 
 
 def _names(tensors: Any) -> list[str]:

@@ -1,8 +1,8 @@
 """What the runtime asks of an inference library: encode, bridge, step.
 
 Notation: B rows, R sources, S source length, K kept states, T new tokens, V vocabulary, d model
-width, N kv heads, h head width, C cache capacity, P paths, k experts per token. A source has B / R
-rows, which are adjacent: one, or as many as a beam search has beams.
+width, N kv heads, h head width, C cache capacity, P paths, k experts per token, c candidates. A
+source has B / R rows, which are adjacent: one, or as many as a beam search has beams.
 """
 
 from collections.abc import Mapping
@@ -90,6 +90,8 @@ class StepInputs:
         past_keys, past_values: `[B, N, C, h]` for every decoder layer (C = 0 where the path skips
             it). The step writes the new tokens' entries in place.
         with_experts: Whether the outputs shall hold expert ids.
+        candidates: How many of the likeliest tokens the outputs shall hold in the place of the
+            logits; 0 for the logits. Others only where `Backend.ranks`, and below V.
     """
 
     path: int
@@ -102,6 +104,7 @@ class StepInputs:
     past_keys: tuple[Array, ...]
     past_values: tuple[Array, ...]
     with_experts: bool = False
+    candidates: int = 0
 
     @property
     def width(self) -> int:
@@ -110,18 +113,34 @@ class StepInputs:
 
 
 @dataclass(frozen=True, eq=False)
+class Ranking:
+    """The likeliest tokens: the largest logit first, equal ones by token id, NaN last.
+
+    Attributes:
+        values: `[B, T, c]` logits.
+        ids: `[B, T, c]` the tokens that they are of.
+    """
+
+    values: Float32
+    ids: Int32
+
+
+@dataclass(frozen=True, eq=False)
 class StepOutputs:
     """Results of one decoder step, in buffers that the next step of the same path overwrites.
 
     Attributes:
-        logits: `[B, T, V]`; the caller may write to it.
-        normalisers: `[B, T]` logarithm of the sum of the logits' exponentials.
+        logits: `[B, T, V]`, or `[B, T, 0]` where candidates were asked for; the caller may write
+            to it.
+        normalisers: `[B, T]` logarithm of the sum of all logits' exponentials.
         experts: Expert ids `[B, T, k]` per sparse decoder layer on the path, where asked for.
+        top: The candidates, where asked for.
     """
 
     logits: Float32
     normalisers: Float32
     experts: Mapping[int, Int32]
+    top: Ranking | None = None
 
 
 class Backend(Protocol):
@@ -130,6 +149,10 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """The library and device, for people."""
+
+    @property
+    def ranks(self) -> bool:
+        """Whether a step can give candidates in the place of logits."""
 
     def encode(
         self, tokens: Int64, lengths: Int32, budget: Float32, with_experts: bool = False

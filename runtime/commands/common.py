@@ -4,6 +4,7 @@ import errno
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn, ParamSpec, TypeVar
 
@@ -20,24 +21,27 @@ INTERRUPTED = 130  # what shells give for a process that Ctrl-C ended
 def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Make a command end with one line and status 1 for a `DrlError`, and 130 for Ctrl-C.
 
-    Output that cannot be written, as on a full disk, ends it in the same way.
+    Output that cannot be written, as on a full disk, ends it in the same way. Warnings are lines on
+    standard error, too.
 
     Goes between the `click` decorators and the function. Other exceptions are bugs and pass.
     """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except DrlError as error:
-            _end(str(error))
-        except OSError as error:
-            if error.errno == errno.EPIPE or error.filename is not None:
-                raise  # a reader that has had enough, which click ends quietly, or a bug
-            _end(f"cannot write the output: {error.strerror or error}")
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(INTERRUPTED)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return command(*args, **kwargs)
+            except DrlError as error:
+                _end(str(error))
+            except OSError as error:
+                if error.errno == errno.EPIPE or error.filename is not None:
+                    raise  # a reader that has had enough, which click ends quietly, or a bug
+                _end(f"cannot write the output: {error.strerror or error}")
+            except KeyboardInterrupt:
+                click.echo("interrupted", err=True)
+                sys.exit(INTERRUPTED)
 
     return run
 
@@ -55,6 +59,12 @@ def _end(message: str) -> NoReturn:
 def print_error(message: str) -> None:
     """Write `error: …` to standard error, on one line whatever the message holds."""
     click.echo(f"{click.style('error', fg='red')}: {' '.join(message.split())}", err=True)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Write `warning: …` in the place of Python's two lines with a file's name."""
+    text = " ".join(str(message).split())
+    click.echo(f"{click.style('warning', fg='yellow')}: {text}", err=True)
 
 
 def file_size(count: int) -> str:

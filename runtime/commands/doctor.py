@@ -3,18 +3,19 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 
 import click
 
 from drl.runtime.commands.common import clean_errors, file_size, table
-from drl.runtime.diagnosis import Diagnosis, Library, Processor, diagnose
+from drl.runtime.diagnosis import BackendCheck, Diagnosis, Library, Processor, diagnose
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--json", "as_json", is_flag=True, help="Print everything as a JSON object.")
 @clean_errors
 def main(as_json: bool) -> None:
-    """Show Python, libraries, the processor, and which backends work here.
+    """Show Python, libraries, the processor, and which kernels and backends work here.
 
     The exit status is 0 if at least one backend works.
     """
@@ -31,7 +32,8 @@ def _report(diagnosis: Diagnosis) -> str:
     sections = [
         ("System", table([*system, *_processor_rows(diagnosis.processor)])),
         ("Libraries", table([_library_row(library) for library in diagnosis.libraries])),
-        ("Backends", _backends(diagnosis)),
+        ("Kernels", _checks((diagnosis.native,))),
+        ("Backends", _checks(diagnosis.backends)),
     ]
     return "\n\n".join(
         f"{click.style(title, bold=True)}\n{_indent(body)}" for title, body in sections
@@ -58,9 +60,9 @@ def _library_row(library: Library) -> tuple[str, str, str]:
     return library.name, library.version or "not installed", library.extra
 
 
-def _backends(diagnosis: Diagnosis) -> str:
+def _checks(checks: Sequence[BackendCheck]) -> str:
     lines = []
-    for check in diagnosis.backends:
+    for check in checks:
         mark = (
             click.style("works", fg="green") if check.works else click.style("no   ", fg="yellow")
         )

@@ -50,6 +50,7 @@ def _overview(bundle: Bundle) -> str:
             ("folder", str(bundle.folder)),
             ("format", f"{manifest.format_version}"),
             ("target", f"{manifest.target}, {manifest.precision}"),
+            ("weights", f"{file_size(_weight_bytes(manifest))} of {manifest.precision}"),
             ("size", file_size(bundle.size)),
             ("made with", versions),
             ("vocabulary", f"{limits.vocab_size} tokens"),
@@ -58,6 +59,16 @@ def _overview(bundle: Bundle) -> str:
             ("longest target", f"{limits.max_target_length} tokens"),
             ("cache per token", file_size(_cache_bytes(manifest)) + " on the longest path"),
         ]
+    )
+
+
+def _weight_bytes(manifest: Manifest) -> int:
+    """Bytes of the files that are neither graphs nor text."""
+    graphs = {graph.file for graph in manifest.graphs.values()}
+    return sum(
+        info.bytes
+        for name, info in manifest.files.items()
+        if name not in graphs and not name.endswith(".json")
     )
 
 

@@ -25,13 +25,13 @@ class TokenHistory:
         """Drop all rows and give the memory back."""
         self.rows = 0
         self.lengths: Int64 = np.zeros(0, np.int64)
+        self._longest = 0
         self._tokens: Int64 = np.zeros((0, 0), np.int64)
 
     @property
     def tokens(self) -> Int64:
         """A view `[rows, L]` of the tokens, right-padded with -1 to the longest row."""
-        longest = int(self.lengths[: self.rows].max(initial=0))
-        return self._tokens[: self.rows, :longest]
+        return self._tokens[: self.rows, : self._longest]
 
     def append(self, prompts: Sequence[Sequence[int]]) -> None:
         """Add a row for each list of tokens."""
@@ -42,23 +42,31 @@ class TokenHistory:
             self._tokens[row, : len(prompt)] = prompt
             self.lengths[row] = len(prompt)
         self.rows = new
+        self._measure()
 
     def push(self, tokens: Int64) -> None:
         """Add a token to each row."""
-        rows = np.arange(self.rows)
+        self._reserve(self.rows, self._longest + 1)
         lengths = self.lengths[: self.rows]
-        self._reserve(self.rows, int(lengths.max(initial=0)) + 1)
-        self._tokens[rows, lengths] = tokens
-        self.lengths[: self.rows] += 1
+        self._tokens[np.arange(self.rows), lengths] = tokens
+        lengths += 1
+        self._longest += 1
 
     def copy(self, source: int, target: int) -> None:
         """Make a row equal to another."""
         self._tokens[target] = self._tokens[source]
-        self.lengths[target] = self.lengths[source]
+        if self.lengths[target] != self.lengths[source]:
+            self.lengths[target] = self.lengths[source]
+            self._measure()
 
     def truncate(self, rows: int) -> None:
         """Keep the first rows."""
         self.rows = rows
+        self._measure()
+
+    def _measure(self) -> None:
+        """Note the length of the longest row, which every step asks for."""
+        self._longest = int(self.lengths[: self.rows].max(initial=0))
 
     def _reserve(self, rows: int, length: int) -> None:
         slots, capacity = self._tokens.shape

@@ -30,7 +30,7 @@ class Sequence:
         limit: int,
         tokenizer: Tokenizer | None,
         stream: bool = False,
-        generator: np.random.Generator | None = None,
+        generator: "np.random.Generator | None" = None,  # NumPy imports it at the first use
     ) -> None:
         self.config = config
         self.generator = generator

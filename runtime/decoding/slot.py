@@ -39,8 +39,21 @@ class Selector(Protocol):
     def set_slots(self, slots: Items[Slot]) -> None:
         """Name the slots of the following steps, in their order."""
 
-    def choose(self, outputs: StepOutputs, history: TokenHistory) -> Choice:
-        """Take the decoder's word on the next token of each row, `[B, 1, V]` logits."""
+    def candidates(self, history: TokenHistory) -> int:
+        """How many of each row's likeliest tokens the next choice needs; 0 for whole rows."""
+
+    def choose(self, outputs: StepOutputs, history: TokenHistory) -> Choice | None:
+        """Take the decoder's word on the next token of each row.
+
+        Args:
+            outputs: `[B, 1, V]` logits or, where `candidates` is above 0, at least so many of the
+                likeliest tokens.
+            history: The rows so far.
+
+        Returns:
+            The choice. None if it depends on tokens that are not among the candidates, which is
+            rare: nothing has been chosen, and the step must be taken again with whole rows.
+        """
 
     def release(self) -> None:
         """Give working memory back until the next step."""

@@ -1,7 +1,8 @@
 """Names of generation options that others know and this runtime does not, and what to use here."""
 
-import difflib
 from collections.abc import Collection, Mapping
+
+from drl.runtime.errors import nearest_name
 
 _BUNDLE = "the bundle says it"
 _RESULTS = "results always tell what they can"
@@ -99,6 +100,6 @@ def unknown_option(name: object, known: Collection[str]) -> str:
     """An unknown option as messages show it: what to use here, or the nearest known name."""
     hint = _HINTS.get(name) if isinstance(name, str) else None
     if hint is None:
-        close = difflib.get_close_matches(str(name), known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else None
+        nearest = nearest_name(str(name), known)
+        hint = f"did you mean {nearest!r}?" if nearest else None
     return f"{name!r}" + (f" ({hint})" if hint else "")

@@ -9,14 +9,18 @@ import numpy as np
 
 from drl.runtime.arrays import Float32, Int64
 from drl.runtime.errors import RequestError
-from drl.runtime.processors.protocol import BuiltInProcessor, DecodingState
+from drl.runtime.processors.protocol import DecodingState, OccasionalProcessor
 
 
 @dataclass(frozen=True)
-class ForcedBos(BuiltInProcessor):
+class ForcedBos(OccasionalProcessor):
     """Forces the token after the start token, unless a prefix gives it."""
 
     token: int
+
+    def acts(self, state: DecodingState) -> bool:
+        """See `OccasionalProcessor`."""
+        return bool((state.lengths == 1).any())
 
     def __call__(self, state: DecodingState, scores: Float32) -> Float32:
         """See `LogitsProcessor`; `RequestError` if the token is outside the vocabulary."""
@@ -29,10 +33,14 @@ class ForcedBos(BuiltInProcessor):
 
 
 @dataclass(frozen=True)
-class ForcedEos(BuiltInProcessor):
+class ForcedEos(OccasionalProcessor):
     """Allows nothing but the given tokens at the last position before a row's maximum length."""
 
     tokens: tuple[int, ...]
+
+    def acts(self, state: DecodingState) -> bool:
+        """See `OccasionalProcessor`."""
+        return bool((state.lengths == state.max_lengths - 1).any())
 
     def __call__(self, state: DecodingState, scores: Float32) -> Float32:
         """See `LogitsProcessor`; `RequestError` if a token is outside the vocabulary."""
@@ -45,7 +53,7 @@ class ForcedEos(BuiltInProcessor):
 
 
 @dataclass(frozen=True)
-class ForcedTokens(BuiltInProcessor):
+class ForcedTokens(OccasionalProcessor):
     """Forces tokens at given positions; the start token has position 0.
 
     Attributes:
@@ -61,17 +69,25 @@ class ForcedTokens(BuiltInProcessor):
         object.__setattr__(self, "_positions", np.array([pair[0] for pair in pairs], np.int64))
         object.__setattr__(self, "_tokens", np.array([pair[1] for pair in pairs], np.int64))
 
+    def acts(self, state: DecodingState) -> bool:
+        """See `OccasionalProcessor`."""
+        return bool((self._positions[self._places(state)] == state.lengths).any())
+
     def __call__(self, state: DecodingState, scores: Float32) -> Float32:
         """See `LogitsProcessor`; `RequestError` if a token is outside the vocabulary."""
-        places = np.minimum(
-            np.searchsorted(self._positions, state.lengths), len(self._positions) - 1
-        )
+        places = self._places(state)
         (rows,) = np.nonzero(self._positions[places] == state.lengths)
         if rows.size:
             _check("forced_decoder_ids", int(self._tokens.max()), scores)
             scores[rows] = -np.inf
             scores[rows, self._tokens[places[rows]]] = 0.0
         return scores
+
+    def _places(self, state: DecodingState) -> Int64:
+        """`[R]`: of which pair the position is a row's, if it is any's."""
+        last = len(self._positions) - 1
+        places: Int64 = np.minimum(np.searchsorted(self._positions, state.lengths), last)
+        return places
 
 
 def _check(option: str, token: int, scores: Float32) -> None:

@@ -5,40 +5,53 @@ from dataclasses import dataclass
 import numpy as np
 
 from drl.runtime.arrays import Float32, Int64
-from drl.runtime.processors.protocol import BuiltInProcessor, DecodingState
+from drl.runtime.processors.protocol import (
+    BarringProcessor,
+    DecodingState,
+    Lengths,
+    OccasionalProcessor,
+)
 from drl.runtime.processors.ragged import within
 
 _LARGEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
-class MinLength(BuiltInProcessor):
+class MinLength(BarringProcessor):
     """Bars the end tokens until a row has `length` tokens, start token and prefix among them."""
 
     length: int
     ends: tuple[int, ...]
 
-    def __call__(self, state: DecodingState, scores: Float32) -> Float32:
-        """See `LogitsProcessor`."""
-        (rows,) = np.nonzero(state.lengths < self.length)
-        return _bar_ends(scores, rows, self.ends)
+    @property
+    def barred(self) -> tuple[int, ...]:
+        """See `BarringProcessor`."""
+        return self.ends
+
+    def span(self, prompt: Lengths) -> tuple[Lengths, Lengths]:
+        """While the row is too short."""
+        return 0 * prompt, 0 * prompt + self.length
 
 
 @dataclass(frozen=True)
-class MinNewTokens(BuiltInProcessor):
+class MinNewTokens(BarringProcessor):
     """Bars the end tokens until `count` tokens have been generated."""
 
     count: int
     ends: tuple[int, ...]
 
-    def __call__(self, state: DecodingState, scores: Float32) -> Float32:
-        """See `LogitsProcessor`."""
-        (rows,) = np.nonzero(state.lengths - state.prompt_lengths < self.count)
-        return _bar_ends(scores, rows, self.ends)
+    @property
+    def barred(self) -> tuple[int, ...]:
+        """See `BarringProcessor`."""
+        return self.ends
+
+    def span(self, prompt: Lengths) -> tuple[Lengths, Lengths]:
+        """While too little has been generated."""
+        return 0 * prompt, prompt + self.count
 
 
 @dataclass(frozen=True)
-class ExponentialDecay(BuiltInProcessor):
+class ExponentialDecay(OccasionalProcessor):
     """Makes the end tokens likelier by a factor that grows exponentially with the length.
 
     From `start` generated tokens on, `|score| (factor ** n - 1)` is added to an end token's score,
@@ -50,9 +63,13 @@ class ExponentialDecay(BuiltInProcessor):
     factor: float
     ends: tuple[int, ...]
 
+    def acts(self, state: DecodingState) -> bool:
+        """See `OccasionalProcessor`."""
+        return bool((self._beyond(state) > 0).any())
+
     def __call__(self, state: DecodingState, scores: Float32) -> Float32:
         """See `LogitsProcessor`."""
-        beyond = state.lengths - state.prompt_lengths - self.start
+        beyond = self._beyond(state)
         (rows,) = np.nonzero(beyond > 0)
         if not rows.size:
             return scores
@@ -66,8 +83,6 @@ class ExponentialDecay(BuiltInProcessor):
         scores[places] = np.where(np.isfinite(old), new, old)
         return scores
 
-
-def _bar_ends(scores: Float32, rows: Int64, ends: tuple[int, ...]) -> Float32:
-    if rows.size:
-        scores[np.ix_(rows, within(ends, scores.shape[1]))] = -np.inf
-    return scores
+    def _beyond(self, state: DecodingState) -> Int64:
+        """`[R]` tokens generated since the start; below 0 before it."""
+        return state.lengths - state.prompt_lengths - self.start

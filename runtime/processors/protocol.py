@@ -1,9 +1,15 @@
 """What a logits processor is given and must return."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import numpy as np
 
 from drl.runtime.arrays import Float32, Int64
+from drl.runtime.processors.ragged import within
+
+Lengths = TypeVar("Lengths", int, Int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,3 +57,39 @@ class BuiltInProcessor:
     They are frozen dataclasses that compare by value, so that rows of requests with equal options
     are processed together.
     """
+
+
+class BarringProcessor(BuiltInProcessor, ABC):
+    """Bars a few tokens, always the same ones, while a row has some length; changes nothing else.
+
+    So the likeliest tokens of a row do for it, if they are as many more as it may bar.
+    """
+
+    @property
+    @abstractmethod
+    def barred(self) -> tuple[int, ...]:
+        """The tokens; those outside the vocabulary cannot be chosen anyway."""
+
+    @abstractmethod
+    def span(self, prompt: Lengths) -> tuple[Lengths, Lengths]:
+        """From which length of a row on they are barred, and from which on not any more.
+
+        Args:
+            prompt: How many of a row's tokens are not generated, of one row or of several.
+        """
+
+    def __call__(self, state: DecodingState, scores: Float32) -> Float32:
+        """See `LogitsProcessor`."""
+        first, end = self.span(state.prompt_lengths)
+        (rows,) = np.nonzero((first <= state.lengths) & (state.lengths < end))
+        if rows.size:
+            scores[np.ix_(rows, within(self.barred, scores.shape[1]))] = -np.inf
+        return scores
+
+
+class OccasionalProcessor(BuiltInProcessor, ABC):
+    """Leaves most steps as they are."""
+
+    @abstractmethod
+    def acts(self, state: DecodingState) -> bool:
+        """Whether it changes anything in this step."""

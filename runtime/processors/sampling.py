@@ -19,6 +19,8 @@ from drl.runtime.processors.top import LOWEST, largest
 # that needs more is looked at again.
 _DEPTHS = (256, 4096)
 _BLOCK = 256
+# Where top-k leaves more tokens than this, whole rows are looked at.
+_MOST_CANDIDATES = 256
 _HIGHEST = np.finfo(np.float32).max
 # exp(x) is 0 in single precision long before; 0 times -inf would be NaN.
 _NOTHING = np.float32(-1e4)
@@ -57,6 +59,13 @@ class Sampler:
         top_k = self._filters.top_k[:, 0]
         needed = np.maximum(np.where(top_k < EVERYTHING, top_k, 0), min_tokens_to_keep) + 1
         self._needed = np.where(active, needed, EVERYTHING)
+        self._top_k = np.minimum(np.maximum(top_k, min_tokens_to_keep), _MOST_CANDIDATES)
+        self._ranks = bool((top_k <= _MOST_CANDIDATES).all())
+
+    @property
+    def candidates_needed(self) -> int | None:
+        """How many of the likeliest tokens `weigh` needs, or None if it takes all tokens."""
+        return int(self._needed.max()) if self._ranks else None
 
     def sample(self, scores: Float32, draws: Float64, scratch: Float32) -> Int64:
         """Choose a token per row by inverting its cumulative distribution at a random number.
@@ -73,9 +82,34 @@ class Sampler:
         for row in self._whole.tolist():
             tokens[row] = _draw(self._weights(scores, row, scratch), float(draws[row]))
         for rows, ids, weights in self._looks(scores, self._filtered, scratch):
-            places = _places(np.cumsum(weights, axis=1), draws[rows])
-            tokens[rows] = ids[np.arange(len(rows)), places]
+            tokens[rows] = ids[np.arange(len(rows)), choose_places(weights, draws[rows])]
         return tokens
+
+    def weigh(self, scores: Float32, floors: Float32) -> Float64 | None:
+        """How likely each of the likeliest tokens is to be drawn.
+
+        The weights are those that `sample` and `candidates` have found among all tokens, to the
+        last bit.
+
+        Args:
+            scores: `[R, c]` the largest logits or log-probabilities, largest first; c is at least
+                `candidates_needed`, not counting tokens that are barred.
+            floors: `[R]`: all other tokens have this score or a lower one.
+
+        Returns:
+            `[R, c]` weights, in proportion to the probabilities; 0 for what the filters bar. None
+            if other tokens may equal the last one that top-k leaves: all tokens must be looked at.
+        """
+        count, width = scores.shape
+        every = np.arange(count)
+        logarithms = self._logarithms(np.append(scores, floors[:, None], axis=1), every)
+        behind = logarithms[:, -1]
+        last = logarithms[every, np.minimum(self._top_k, width) - 1]
+        if not ((behind < last) | (np.exp(behind) == 0)).all():
+            return None
+        nothing = np.zeros((count, 1))  # top-k comes first, and needs no sums
+        totals = Totals(nothing, nothing)
+        return Look(logarithms[:, :-1], self._filters, totals, self._least).weights
 
     def candidates(self, scores: Float32, scratch: Float32) -> tuple[Int64, Float64]:
         """The tokens of each row that may be drawn, and how likely each is.
@@ -86,17 +120,16 @@ class Sampler:
 
         Returns:
             `[R, D]` token ids, the likeliest first, and their `[R, D]` probabilities: 0 for those
-            that the filters bar and for padding. D is what the row with the most tokens needs.
+            that the filters bar and for padding. The last of D is above 0 in one of the rows.
         """
         looks = list(self._looks(scores, np.arange(len(scores)), scratch))
         depth = max((look.tokens.shape[1] for look in looks), default=0)
         tokens = np.zeros((len(scores), depth), np.int64)
         probabilities = np.zeros((len(scores), depth), np.float64)
         for rows, ids, weights in looks:
-            sums = np.cumsum(weights, axis=1)[:, -1:]
             tokens[rows, : ids.shape[1]] = ids
-            probabilities[rows, : ids.shape[1]] = weights / np.where(sums > 0, sums, 1)
-        return tokens, probabilities
+            probabilities[rows, : ids.shape[1]] = to_probabilities(weights)
+        return drawable(tokens, probabilities)
 
     def _looks(self, scores: Float32, rows: Int64, scratch: Float32) -> Iterator[_Looked]:
         """Filter some of the rows, looking at more tokens only where a row needs them.
@@ -188,8 +221,27 @@ def _place(sums: Float64, target: float) -> int:
     return int(min(place, sums.searchsorted(sums[-1])))
 
 
-def _places(sums: Float64, draws: Float64) -> Int64:
-    """`[R]`: what `_place` finds in each row of `[R, n]` sums, at draws times their ends."""
+def to_probabilities(weights: Float64) -> Float64:
+    """`[R, n]` weights over their sums; all 0 where they are."""
+    sums = np.cumsum(weights, axis=1)[:, -1:]
+    return weights / np.where(sums > 0, sums, 1)
+
+
+def drawable(tokens: Int64, probabilities: Float64) -> tuple[Int64, Float64]:
+    """`[R, n]` tokens and probabilities without the last columns in which all are 0.
+
+    What is left does not depend on how many tokens have been looked at.
+    """
+    used = 1 + int(np.flatnonzero(probabilities.any(axis=0)).max(initial=-1))
+    return tokens[:, :used], probabilities[:, :used]
+
+
+def choose_places(weights: Float64, draws: Float64) -> Int64:
+    """`[R]` places in `[R, n]` weights, by inverting their cumulative distributions at `[R]` draws.
+
+    In each row it is what `_place` finds.
+    """
+    sums = np.cumsum(weights, axis=1)
     ends = sums[:, -1:]
     before = (sums <= draws[:, None] * ends) & (sums < ends)
     places: Int64 = before.sum(axis=1)

@@ -2,27 +2,29 @@
 
 from dataclasses import dataclass
 
-import numpy as np
+from drl.runtime.processors.protocol import BarringProcessor, Lengths
 
-from drl.runtime.arrays import Float32
-from drl.runtime.processors.protocol import BuiltInProcessor, DecodingState
-from drl.runtime.processors.ragged import within
+_FOREVER = 1 << 62  # no row is as long
 
 
 @dataclass(frozen=True)
-class SuppressTokens(BuiltInProcessor):
+class SuppressTokens(BarringProcessor):
     """Bars tokens at every position."""
 
     tokens: tuple[int, ...]
 
-    def __call__(self, state: DecodingState, scores: Float32) -> Float32:
-        """See `LogitsProcessor`."""
-        scores[:, within(self.tokens, scores.shape[1])] = -np.inf
-        return scores
+    @property
+    def barred(self) -> tuple[int, ...]:
+        """See `BarringProcessor`."""
+        return self.tokens
+
+    def span(self, prompt: Lengths) -> tuple[Lengths, Lengths]:
+        """Always."""
+        return 0 * prompt, 0 * prompt + _FOREVER
 
 
 @dataclass(frozen=True)
-class SuppressAtBegin(BuiltInProcessor):
+class SuppressAtBegin(BarringProcessor):
     """Bars tokens as the first that is free: after the prompt, or after a forced first token.
 
     Attributes:
@@ -33,12 +35,12 @@ class SuppressAtBegin(BuiltInProcessor):
     tokens: tuple[int, ...]
     after_forced: bool
 
-    def __call__(self, state: DecodingState, scores: Float32) -> Float32:
-        """See `LogitsProcessor`."""
-        begins = state.prompt_lengths
-        if self.after_forced:
-            begins = begins + (begins <= 1)
-        (rows,) = np.nonzero(state.lengths == begins)
-        if rows.size:
-            scores[np.ix_(rows, within(self.tokens, scores.shape[1]))] = -np.inf
-        return scores
+    @property
+    def barred(self) -> tuple[int, ...]:
+        """See `BarringProcessor`."""
+        return self.tokens
+
+    def span(self, prompt: Lengths) -> tuple[Lengths, Lengths]:
+        """While the next token is the first that is free."""
+        begin = prompt + (prompt <= 1) if self.after_forced else prompt
+        return begin, begin + 1

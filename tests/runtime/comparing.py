@@ -16,6 +16,7 @@ MODES: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampled": {"temperature": 1.3, "seed": 4},
     "samples": {"temperature": 1.3, "seed": 4, "num_return_sequences": 3},
+    "top-k": {"temperature": 1.3, "top_k": 12, "top_p": 0.95, "seed": 4},
     "beams": {"num_beams": 3},
     "n-best": {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.6},
     "diverse": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7},

@@ -6,7 +6,15 @@ import pytest
 
 from drl.export import export, save_checkpoint
 from tests.models import random_model, tiny_config
-from tests.runtime.toy import VOCAB_SIZE, byte_tokenizer
+from tests.runtime.toy import VOCAB_SIZE, ToyBackend, byte_tokenizer
+
+
+@pytest.fixture(params=[False, True], ids=["rows", "ranks"])
+def ranking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether toys can give the likeliest tokens in the place of whole rows."""
+    ranks: bool = request.param
+    monkeypatch.setattr(ToyBackend, "ranks", ranks)
+    return ranks
 
 
 @pytest.fixture(scope="session")

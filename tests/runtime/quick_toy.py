@@ -64,6 +64,7 @@ class QuickBackend(HookedBackend):
             raise error
         rows, new = inputs.tokens.shape
         self.stepped_rows.append((inputs.path, rows))
+        self.candidates.append(inputs.candidates)
         layer = self.manifest.paths[inputs.path].layers[0]
         past = inputs.past_keys[layer]
         source = inputs.cross_keys[layer][np.arange(rows) // inputs.width, 0, 0, 0].astype(int)
@@ -79,4 +80,4 @@ class QuickBackend(HookedBackend):
         if inputs.with_experts:
             ids = np.stack([inputs.tokens % 7, inputs.tokens % 2], -1).astype(np.int32)
             experts = {each: ids + each for each in self.manifest.paths[inputs.path].layers}
-        return step_outputs(logits, experts)
+        return step_outputs(logits, experts, inputs.candidates)

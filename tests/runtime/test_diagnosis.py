@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import onnx
 import pytest
 
+from drl.plugins.native import NativeLibrary, NativeLibraryError
 from drl.runtime import diagnosis
 from drl.runtime.diagnosis import diagnose, tiny_model
+from tests.plugins.native.sets import needs_library
 
 
 def test_the_tiny_model_is_valid_onnx() -> None:
@@ -24,6 +26,32 @@ def test_this_machine_can_generate() -> None:
     assert "ran a graph" in cpu.detail
     assert {library.name: library.version for library in found.libraries}["numpy"]
     assert found.processor.default_threads >= 1
+
+
+def test_the_native_library_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = NativeLibrary(None, "DRL's native kernels were not built; install DRL again")
+    monkeypatch.setattr(diagnosis, "find_library", lambda: missing)
+    found = diagnose()
+    assert found.usable
+    assert not found.native.works
+    assert found.native.detail == "DRL's native kernels were not built"
+    assert found.native.remedy == "install DRL again"
+
+    def refuse() -> NativeLibrary:
+        raise NativeLibraryError("lib.so was built by another version of DRL; install DRL again")
+
+    monkeypatch.setattr(diagnosis, "find_library", refuse)
+    assert "another version" in diagnose().native.detail
+
+
+@needs_library
+def test_the_instruction_set_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRL_NATIVE_ISA", "scalar")
+    native = diagnose().native
+    assert native.works
+    assert native.detail.startswith("scalar instructions, ")
+    monkeypatch.setenv("DRL_NATIVE_ISA", "abacus")
+    assert not diagnose().native.works
 
 
 def test_without_onnxruntime_nothing_works_and_the_remedy_is_named(

@@ -16,6 +16,8 @@ from drl.runtime import (
 from tests.runtime.comparing import MODES, assert_same, random_prompts
 from tests.runtime.toy import EOS, VOCAB_SIZE, toy_engine
 
+pytestmark = pytest.mark.usefixtures("ranking")
+
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:

@@ -11,6 +11,8 @@ from drl.runtime.lane import Lane
 from tests.runtime.comparing import MODES, assert_idle, cache_bytes, hooked, random_prompts
 from tests.runtime.toy import toy_engine
 
+pytestmark = pytest.mark.usefixtures("ranking")
+
 
 def scratch_bytes(lane: Lane) -> int:
     kept = vars(lane._selector).values()

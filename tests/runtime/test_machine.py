@@ -96,3 +96,13 @@ def test_a_system_without_such_files_is_no_obstacle(monkeypatch: pytest.MonkeyPa
 def test_unreadable_text_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"\xff ok\n")
     assert machine._read(str(tmp_path / "file")).endswith("ok")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no system call to pin a process")
+def test_threads_that_share_a_core_get_half_of_their_time() -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert machine.share_of_cores(2, seconds=0.05) < 0.6
+    finally:
+        os.sched_setaffinity(0, before)

@@ -10,6 +10,8 @@ from drl.runtime import Engine, GenerationConfig, GenerationResult, RequestError
 from tests.runtime.comparing import MODES, assert_idle, assert_same, random_prompts
 from tests.runtime.toy import EOS, VOCAB_SIZE, ToyBackend, toy_bundle, toy_engine
 
+pytestmark = pytest.mark.usefixtures("ranking")
+
 PREFIXES: list[Any] = [None, [9], [], list(range(30, 50)), "ab c", [7, 8, 9], np.array([5, 5])]
 
 

@@ -11,6 +11,8 @@ from drl.runtime.scheduler import Scheduler
 from tests.runtime.comparing import hooked, random_prompts
 from tests.runtime.toy import ToyBackend
 
+pytestmark = pytest.mark.usefixtures("ranking")
+
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:

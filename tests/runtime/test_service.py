@@ -21,6 +21,8 @@ from tests.runtime.comparing import (
 )
 from tests.runtime.toy import ToyBackend, toy_bundle, toy_engine
 
+pytestmark = pytest.mark.usefixtures("ranking")
+
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:
@@ -48,8 +50,9 @@ def in_threads(*works: Callable[[], object]) -> None:
 
 
 def test_threads_share_the_engine(tmp_path: Path) -> None:
-    prompts = random_prompts(28)
     modes = [*MODES.values()] * 4
+    count = len(modes)
+    prompts = random_prompts(count)
     with toy_engine(tmp_path) as lone:
         expected = [
             lone.generate([prompt], **mode)[0] for prompt, mode in zip(prompts, modes, strict=True)
@@ -58,7 +61,7 @@ def test_threads_share_the_engine(tmp_path: Path) -> None:
     with toy_engine(tmp_path, max_batch_size=8) as engine:
 
         def work(start: int) -> None:
-            for index in range(start, 28, 4):
+            for index in range(start, count, 4):
                 found[index] = engine.generate([prompts[index]], **modes[index])[0]
 
         in_threads(*(lambda start=start: work(start) for start in range(4)))

@@ -21,6 +21,8 @@ from tests.runtime.comparing import (
 )
 from tests.runtime.toy import toy_engine
 
+pytestmark = pytest.mark.usefixtures("ranking")
+
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:

@@ -4,7 +4,8 @@ Every row is computed by itself, so that what a row gives alone is exactly what 
 batch. The next token depends on every source token, on the budget, on every cache slot of the row
 and on the cross-attention bias; padding holds large numbers. So a wrong slot, a wrong length, a
 row moved wrongly or a padded state that is not masked changes the output. `ToyBackend` also holds
-its caller to the protocol: dtypes, contiguity, shapes, memory of skipped layers.
+its caller to the protocol: dtypes, contiguity, shapes, memory of skipped layers. Tests that use the
+fixture `ranking` run twice: with a toy that gives whole rows only, and with one that also ranks.
 """
 
 import json
@@ -16,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from drl.runtime import Bundle, Engine
 from drl.runtime.arrays import Float32, Int32, Int64
-from drl.runtime.backends import CrossAttention, Encoding, StepInputs, StepOutputs
+from drl.runtime.backends import CrossAttention, Encoding, Ranking, StepInputs, StepOutputs
 from drl.runtime.manifest import Manifest, parse_manifest
 
 PAD, EOS = 0, 1
@@ -107,6 +108,7 @@ class ToyBackend:
     """See the module."""
 
     name = "toy"
+    ranks = False
 
     def __init__(self, manifest: Manifest, seed: int = 0) -> None:
         random = np.random.default_rng(seed)
@@ -126,6 +128,7 @@ class ToyBackend:
         self.head = weight(WIDTH, manifest.limits.vocab_size) * 1.5
         self.encoded_rows: list[int] = []
         self.stepped_rows: list[tuple[int, int]] = []
+        self.candidates: list[int] = []
         self.released: list[tuple[int, int]] = []
         self.closed = False
         self.fail_at_step: BaseException | None = None
@@ -177,6 +180,7 @@ class ToyBackend:
         self._check(inputs)
         rows, new = inputs.tokens.shape
         self.stepped_rows.append((inputs.path, rows))
+        self.candidates.append(inputs.candidates)
         logits = np.full((rows, new, self.manifest.limits.vocab_size), np.nan, np.float32)
         for row in range(rows):
             for place in range(inputs.new_lengths[row]):
@@ -185,7 +189,7 @@ class ToyBackend:
         if inputs.with_experts:
             ids = np.stack([inputs.tokens % 7, inputs.tokens % 2], -1).astype(np.int32)
             experts = {layer: ids + layer for layer in self.manifest.paths[inputs.path].layers}
-        return step_outputs(logits, experts)
+        return step_outputs(logits, experts, inputs.candidates)
 
     def release(self, path: int, width: int) -> None:
         self.released.append((path, width))
@@ -214,6 +218,8 @@ class ToyBackend:
     def _check(self, inputs: StepInputs) -> None:
         rows = len(inputs.tokens)
         layers = self.manifest.paths[inputs.path].layers
+        assert 0 <= inputs.candidates < self.manifest.limits.vocab_size
+        assert self.ranks or not inputs.candidates
         assert inputs.tokens.dtype == np.int64
         for vector in (inputs.lengths, inputs.new_lengths):
             assert vector.dtype == np.int32
@@ -238,11 +244,19 @@ class ToyBackend:
                     assert block.dtype == np.float32
 
 
-def step_outputs(logits: np.ndarray, experts: dict[int, np.ndarray] | None = None) -> StepOutputs:
-    """What a decoder step gives, with the normalisers of its `[B, T, V]` logits."""
+def step_outputs(
+    logits: np.ndarray, experts: dict[int, np.ndarray] | None = None, candidates: int = 0
+) -> StepOutputs:
+    """What a decoder step gives that has these `[B, T, V]` logits."""
     largest = logits.max(axis=-1)
     sums = np.exp(logits.astype(np.float64) - largest[..., None]).sum(axis=-1)
-    return StepOutputs(logits, (largest + np.log(sums)).astype(np.float32), experts or {})
+    normalisers = (largest + np.log(sums)).astype(np.float32)
+    if not candidates:
+        return StepOutputs(logits, normalisers, experts or {})
+    missing = np.isnan(logits)
+    ids = np.lexsort((np.where(missing, 0, -logits), missing), axis=-1)[..., :candidates]
+    top = Ranking(np.take_along_axis(logits, ids, axis=-1), ids.astype(np.int32))
+    return StepOutputs(logits[..., :0], normalisers, experts or {}, top)
 
 
 def _attend(state: np.ndarray, keys: np.ndarray, values: np.ndarray, bias: Any) -> np.ndarray:

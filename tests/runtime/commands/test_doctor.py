@@ -14,6 +14,7 @@ def test_this_machine_is_well() -> None:
     assert result.exit_code == 0, result.output
     for part in ("python", "processor", "memory", "numpy", "tokenizers", "torch", "tensorrt"):
         assert part in result.stdout
+    assert "  native kernels: " in result.stdout
     assert "works  ONNX Runtime, CPU: ran a graph with onnxruntime" in result.stdout
 
 

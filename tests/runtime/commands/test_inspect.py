@@ -5,6 +5,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+from drl.runtime.commands.common import file_size
 from drl.runtime.commands.inspect import main
 
 
@@ -13,6 +14,7 @@ def test_everything_of_a_bundle_is_shown(tiny_bundle: Path) -> None:
     assert result.exit_code == 0, result.output
     for part in (
         "ort-cpu, fp32",
+        f"weights          {file_size((tiny_bundle / 'weights.bin').stat().st_size)} of fp32",
         "balanced  0.75  0 2 3",
         "auto is chosen by a linear router",
         "com.microsoft.GroupQueryAttention 4",

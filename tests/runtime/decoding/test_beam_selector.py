@@ -1,11 +1,13 @@
 """The choice of tokens for the beams of a batch."""
 
 import numpy as np
+import pytest
 
 from drl.runtime import GenerationConfig
 from drl.runtime.decoding import BeamSelector, TokenHistory
-from tests.runtime.decoding.test_token_selector import START, random_logits, slot_of
-from tests.runtime.toy import step_outputs
+from tests.runtime.decoding.test_token_selector import START, asked, random_logits, slot_of
+
+pytestmark = pytest.mark.usefixtures("ranking")
 
 
 def test_nan_fails_its_own_search_alone() -> None:
@@ -16,7 +18,9 @@ def test_nan_fails_its_own_search_alone() -> None:
     selector.set_slots(slots)
     logits = random_logits(4)
     logits[2, 3] = np.nan
-    assert selector.choose(step_outputs(logits[:, None]), history).ended == [1]
+    choice = selector.choose(asked(selector, history, logits), history)
+    assert choice is not None
+    assert choice.ended == [1]
     assert slots[0].group.failure is None
     assert "logits hold NaN" in str(slots[1].group.failure)
 
@@ -35,7 +39,8 @@ def test_scores_are_the_same_whether_or_not_another_request_has_processors() -> 
         selector = BeamSelector(2)
         selector.set_slots(slots)
         for _ in range(3):
-            choice = selector.choose(step_outputs(logits[:, None].copy()), history)
+            choice = selector.choose(asked(selector, history, logits.copy()), history)
+            assert choice is not None
             for source, target in choice.copies:
                 history.copy(source, target)
             history.push(choice.tokens)

@@ -24,6 +24,8 @@ from tests.runtime.comparing import (
 )
 from tests.runtime.toy import toy_engine
 
+pytestmark = pytest.mark.usefixtures("ranking")
+
 
 class FromThirdToken:
     """Does nothing at first, then what its subclass does."""

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from drl.runtime import GenerationConfig
-from drl.runtime.decoding import SequenceGroup, Slot, TokenHistory, TokenSelector
+from drl.runtime.backends import StepOutputs
+from drl.runtime.decoding import Selector, SequenceGroup, Slot, TokenHistory, TokenSelector
 from drl.runtime.processors import build_processors
 from drl.runtime.request import Request
 from drl.runtime.results import TopLogprobs
-from tests.runtime.toy import step_outputs
+from tests.runtime.toy import ToyBackend, step_outputs
 
 EOS, START = 1, 0
+pytestmark = pytest.mark.usefixtures("ranking")
 
 
 @dataclass
@@ -30,6 +32,14 @@ def slot_of(config: GenerationConfig) -> Slot:
     return Slot(group, group.sequences[0])
 
 
+def asked(selector: Selector, history: TokenHistory, logits: np.ndarray) -> StepOutputs:
+    """What a toy decoder with `[B, V]` logits gives if a selector asks."""
+    candidates = selector.candidates(history) if ToyBackend.ranks else 0
+    return step_outputs(
+        logits[:, None], candidates=candidates if candidates < logits.shape[1] else 0
+    )
+
+
 def select(
     logits: np.ndarray,
     configs: list[GenerationConfig],
@@ -41,7 +51,10 @@ def select(
     history.append([[START, *generated] for generated in histories or [[]] * len(configs)])
     selector = TokenSelector()
     selector.set_slots(slots)
-    choice = selector.choose(step_outputs(logits[:, None]), history)
+    choice = selector.choose(asked(selector, history, logits), history)
+    if choice is None:
+        choice = selector.choose(step_outputs(logits[:, None]), history)
+    assert choice is not None
     sequences = [slot.sequence for slot in slots]
     return Selected(
         choice.tokens.tolist(),
@@ -150,6 +163,8 @@ def test_a_row_of_nan_fails_alone(logprobs: bool) -> None:
     selector.set_slots(slots)
     logits = random_logits(2)
     logits[1, 3] = np.nan
-    assert selector.choose(step_outputs(logits[:, None]), history).ended == [1]
+    choice = selector.choose(asked(selector, history, logits), history)
+    assert choice is not None
+    assert choice.ended == [1]
     assert slots[0].group.failure is None
     assert "logits hold NaN" in str(slots[1].group.failure)

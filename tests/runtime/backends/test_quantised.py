@@ -1,0 +1,227 @@
+"""Quantised bundles on ONNX Runtime: ranked steps, and what happens without the native library."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from drl.export import ExportOptions, export
+from drl.plugins.native import NativeLibrary, NativeLibraryError
+from drl.runtime import BackendError, Bundle, BundleError, Engine
+from drl.runtime.backends import StepInputs, native
+from drl.runtime.backends.ort import OrtBackend
+from drl.runtime.commands.generate import main
+from tests.models import random_prompts
+from tests.plugins.native.sets import needs_library
+from tests.runtime.backends.test_ort import start, step_inputs
+from tests.runtime.comparing import assert_same
+
+MISSING = NativeLibrary(None, "the native kernels were not built; install DRL again")
+
+
+@pytest.fixture(scope="module")
+def quantised(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with every feature in int8. Treat it as read-only."""
+    folder = tmp_path_factory.mktemp("quantised") / "bundle"
+    export(tiny_checkpoint, folder, ExportOptions(precision="int8"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(quantised: Path) -> Iterator[Engine]:
+    with Engine.from_bundle(quantised, threads=1, max_batch_size=9) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def backend(engine: Engine) -> OrtBackend:
+    assert isinstance(engine.backend, OrtBackend)
+    return engine.backend
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"min_new_tokens": 9, "top_logprobs": 3},
+        {"forced_bos_token_id": 7, "forced_eos_token_id": 9},
+        {"temperature": 1.0, "top_k": 12, "top_p": 0.9, "seed": 1, "num_return_sequences": 3},
+        {"num_beams": 3, "num_return_sequences": 2, "suppress_tokens": [5, 6]},
+        {"num_beams": 3, "temperature": 0.9, "top_k": 8, "seed": 4},
+        {"repetition_penalty": 1.2},
+        {"logprobs": False},
+    ],
+)
+def test_ranked_steps_generate_what_whole_rows_do(
+    engine: Engine, backend: OrtBackend, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = random_prompts(6)
+    prefixes = [None, [9, 8], None, [7], None, list(range(20, 30))]
+
+    def generate() -> list[Any]:
+        return engine.generate(prompts, prefixes=prefixes, return_experts=True, **options)
+
+    assert backend.ranks
+    ranked = generate()
+    monkeypatch.setattr(backend, "_ranks", False)
+    for ours, theirs in zip(ranked, generate(), strict=True):
+        assert_same(ours, theirs)
+
+
+@needs_library
+def test_a_step_ranks_the_logits_that_it_would_give(engine: Engine, backend: OrtBackend) -> None:
+    cache = start(backend, engine.bundle, 2, [[5, 6, 7], [8, 9]])
+    tokens = np.array([[5, 6, 7], [8, 9, 0]], np.int64)
+    inputs = step_inputs(cache, 2, tokens, np.array([3, 2], np.int32))
+    rows = backend.step(inputs)
+    assert rows.top is None
+    ranked = backend.step(dataclasses.replace(inputs, candidates=4))
+    assert ranked.logits.shape == (2, 3, 0)
+    assert ranked.top is not None
+    assert ranked.top.ids.dtype == np.int32
+    order = np.argsort(-rows.logits, axis=-1, kind="stable")[..., :4]
+    for row, count in enumerate((3, 2)):
+        real = row, slice(count)
+        np.testing.assert_array_equal(ranked.top.ids[real], order[real])
+        values = np.take_along_axis(rows.logits, order, axis=-1)
+        np.testing.assert_array_equal(ranked.top.values[real], values[real])
+        np.testing.assert_array_equal(ranked.normalisers[real], rows.normalisers[real])
+
+
+@needs_library
+def test_numbers_of_candidates_are_bound_side_by_side(
+    engine: Engine, backend: OrtBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: list[StepInputs] = []
+    bind = backend._bind
+    monkeypatch.setattr(backend, "_bind", lambda inputs: bound.append(inputs) or bind(inputs))
+    cache = start(backend, engine.bundle, 0, [[5, 6, 7]])
+    tokens = np.full((1, 1), 2, np.int64)
+    inputs = step_inputs(cache, 0, tokens, np.ones(1, np.int32))
+    kinds = [dataclasses.replace(inputs, candidates=count) for count in (0, 1, 5)]
+    outputs = [backend.step(kind) for kind in (*kinds, *kinds)]
+    assert bound == kinds
+    assert outputs[:3] == outputs[3:]
+    # Other memory: nothing of what was bound before is held any longer.
+    other = start(backend, engine.bundle, 0, [[5, 6, 7]])
+    backend.step(step_inputs(other, 0, tokens, np.ones(1, np.int32)))
+    assert list(backend._bindings[0, 1]) == [0]
+    backend.release(0, 1)
+    assert (0, 1) not in backend._bindings
+
+
+def test_fp32_decoders_do_not_rank(tiny_bundle: Path) -> None:
+    backend = OrtBackend(Bundle.load(tiny_bundle), threads=1)
+    assert not backend.ranks
+
+
+def test_without_the_library_a_warning_says_how_to_get_it(
+    quantised: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "find_library", lambda: MISSING)
+    with pytest.warns(RuntimeWarning, match="the int8 bundle will run many times slower .* again$"):
+        engine = Engine.from_bundle(quantised, threads=1)
+    (found,) = engine.generate([[5, 6, 7]], max_new_tokens=4)
+    assert found.logprobs
+    engine.close()
+    Engine.from_bundle(tiny_bundle, threads=1).close()  # nothing is slower
+
+
+def test_a_command_warns_in_one_line(quantised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "find_library", lambda: MISSING)
+    done = CliRunner().invoke(main, [str(quantised), "text"])
+    warning, error = done.stderr.splitlines()
+    assert warning.startswith("warning: the int8 bundle will run many times slower")
+    assert "no tokenizer" in error
+
+
+@pytest.mark.parametrize("version", ["1.25.0", "1.26.1rc2"])
+def test_an_onnx_runtime_that_ignores_overloads_is_refused(
+    quantised: Path, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "find_library", lambda: MISSING)
+    bundle = Bundle.load(quantised)
+    message = (
+        rf"needs ONNX Runtime 1\.27 in the place of {version}, or the native kernels: .* again"
+    )
+    with pytest.raises(BackendError, match=message):
+        native.native_operators(bundle.manifest, version)
+
+
+def test_a_library_that_cannot_be_used_is_a_backend_error(
+    quantised: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> NativeLibrary:
+        raise NativeLibraryError("lib.so was built by another version of DRL; install DRL again")
+
+    monkeypatch.setattr(native, "find_library", refuse)
+    with pytest.raises(BackendError, match=r"^lib\.so was built by another version of DRL"):
+        Engine.from_bundle(quantised)
+
+
+@needs_library
+def test_weights_of_a_newer_layout_are_one_line(quantised: Path, tmp_path: Path) -> None:
+    copy = changed(quantised, tmp_path, "decoder", set_layout)
+    with pytest.raises(BackendError) as caught:
+        OrtBackend(copy, threads=1)
+    assert str(caught.value) == (
+        "decoder.onnx has packed weights of layout 9; this library reads up to 2: "
+        "install a newer drl"
+    )
+
+
+@needs_library
+def test_a_decoder_without_its_rankings_is_refused(quantised: Path, tmp_path: Path) -> None:
+    def cut(model: onnx.ModelProto) -> None:
+        kept = [item for item in model.graph.output if item.name != "top_ids"]
+        del model.graph.output[:]
+        model.graph.output.extend(kept)
+
+    copy = changed(quantised, tmp_path, "decoder", cut)
+    decoder = copy.manifest.graphs["decoder"]
+    outputs = tuple(item for item in decoder.outputs if item.name != "top_ids")
+    graphs = {**copy.manifest.graphs, "decoder": dataclasses.replace(decoder, outputs=outputs)}
+    manifest = dataclasses.replace(copy.manifest, graphs=graphs)
+    with pytest.raises(BundleError, match="without top_ids; run `drl-export` again"):
+        OrtBackend(dataclasses.replace(copy, manifest=manifest), threads=1)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_bundle", "quantised"])
+def test_a_graph_that_fails_is_a_backend_error(
+    fixture: str, request: pytest.FixtureRequest
+) -> None:
+    backend = OrtBackend(Bundle.load(request.getfixturevalue(fixture)), threads=1)
+    tokens = np.full((1, 2), 10_000, np.int64)  # no such token
+    with pytest.raises(
+        BackendError, match=r"^ONNX Runtime cannot run the bundle's graph: "
+    ) as caught:
+        backend.encode(tokens, np.full(1, 2, np.int32), np.ones(1, np.float32))
+    assert "\n" not in str(caught.value)
+
+
+def set_layout(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "layout":
+                attribute.i = 9
+
+
+def changed(folder: Path, copy: Path, graph: str, change: Any) -> Bundle:
+    """A copy of a bundle with one graph changed, whatever its manifest says of hashes."""
+    document = json.loads((folder / "bundle.json").read_text())
+    for name in document["files"]:
+        (copy / name).write_bytes((folder / name).read_bytes())
+    path = copy / f"{graph}.onnx"
+    model = onnx.load(path, load_external_data=False)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    document["files"][path.name]["bytes"] = path.stat().st_size
+    (copy / "bundle.json").write_text(json.dumps(document))
+    return Bundle.load(copy, verify_hashes=False)
