@@ -58,6 +58,11 @@ class ClockedBackend:
         """See `Backend.name`."""
         return self._backend.name
 
+    @property
+    def ranks(self) -> bool:
+        """See `Backend.ranks`."""
+        return self._backend.ranks
+
     def encode(
         self, tokens: Int64, lengths: Int32, budget: Float32, with_experts: bool = False
     ) -> Encoding:

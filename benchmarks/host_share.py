@@ -32,10 +32,12 @@ class Way:
 
 WAYS = (
     Way("greedy, batch 1", 1, {}),
+    Way("greedy, batch 1, log-probabilities", 1, {"logprobs": True}),
     Way("greedy, batch 4", 4, {}),
     Way("beam 4, batch 1", 1, {"num_beams": 4}),
     Way("greedy, batch 32", 32, {}),
     Way("beam 4, batch 8", 8, {"num_beams": 4}),
+    Way("top-k 50, batch 4", 4, {"do_sample": True, "top_k": 50, "seed": 0}),
     Way("top-p 0.9, batch 4", 4, {"do_sample": True, "top_p": 0.9, "seed": 0}),
     Way(
         "beam 4, batch 1, penalties",
@@ -79,9 +81,8 @@ def measure(bundle: Bundle, backend: Backend, *, source: int, new: int, repeats:
     times: list[list[tuple[float, float]]] = [[] for _ in WAYS]
     for repeat in range(-1, repeats):
         for way, found in zip(WAYS, times, strict=True):
-            config = GenerationConfig(
-                max_new_tokens=new, min_new_tokens=new, logprobs=False, **way.options
-            )
+            options = {"logprobs": False, **way.options}
+            config = GenerationConfig(max_new_tokens=new, min_new_tokens=new, **options)
             clock.clear()
             results = engine.generate(prompts[: way.sources], config, path=path)
             total = max(result.timings.decode for result in results)

@@ -2,7 +2,7 @@
 
 Paths take turns, one timed call each, so that a machine that slows down slows all of them. Tokens
 are random, since constant ones would flatter a routed model: they would use the same experts again
-and again.
+and again. A decoder that ranks gives the likeliest token, as greedy decoding asks it to.
 """
 
 import statistics
@@ -109,6 +109,7 @@ def _step_inputs(
         cross_values=cross.values,
         past_keys=blocks(),
         past_values=blocks(),
+        candidates=1 if backend.ranks else 0,
     )
 
 

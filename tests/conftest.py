@@ -55,3 +55,11 @@ def dense_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(folder / "checkpoint", random_model(tiny_config(**DENSE)))
     export(folder / "checkpoint", folder / "bundle")
     return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def quantized_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An int8 bundle of the model with every feature."""
+    bundle = tmp_path_factory.mktemp("bundles") / "quantized"
+    export(tiny_checkpoint, bundle, ExportOptions(precision="int8"))
+    return bundle

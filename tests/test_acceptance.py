@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from drl.export import Checkpoint, ExportOptions, export, load_checkpoint
-from drl.export.exporter import Target
 from drl.export.model import DualRouterModel, Generated, generate
+from drl.export.options import Target
 from drl.runtime import Engine, GenerationConfig
 from examples.numbers.tasks import TASKS, held_out_examples
 

@@ -70,6 +70,18 @@ def test_every_field_of_the_parity_file_is_documented_and_no_other(tiny_bundle: 
     assert set(leaves(document)) == set(documented_fields("parity.json"))
 
 
+def test_every_field_of_the_parity_of_a_quantised_bundle_is_documented_and_no_other(
+    quantized_bundle: Path,
+) -> None:
+    document = json.loads((quantized_bundle / "parity.json").read_text(encoding="utf-8"))
+    assert document["accuracy"] is None
+    document["accuracy"] = dict.fromkeys(("pairs", "fp32", "quantized"), 0)
+    documented = list(documented_fields("Parity of a quantised bundle"))
+    assert set(leaves(document)) == set(documented)
+    summary = documented[: documented.index("weights_bytes_fp32") + 1]
+    assert list(manifest_of(quantized_bundle)["parity"]) == summary
+
+
 def test_the_documented_types_are_those_of_a_manifest(tiny_bundle: Path) -> None:
     document = manifest_of(tiny_bundle)
     kinds = {
@@ -131,7 +143,9 @@ def dimensions(cell: str) -> list[str]:
 
 
 @pytest.mark.parametrize("graph", ["encoder", "bridge", "decoder"])
-@pytest.mark.parametrize("fixture", ["tiny_bundle", "portable_bundle", "dense_bundle"])
+@pytest.mark.parametrize(
+    "fixture", ["tiny_bundle", "portable_bundle", "dense_bundle", "quantized_bundle"]
+)
 def test_graph_inputs_and_outputs_are_documented_in_order(
     request: pytest.FixtureRequest, fixture: str, graph: str
 ) -> None:
@@ -147,16 +161,17 @@ def test_graph_inputs_and_outputs_are_documented_in_order(
             assert tensor["dtype"] == dtype
             assert len(tensor["shape"]) == len(shape)
             for symbol, actual in zip(shape, tensor["shape"], strict=True):
-                assert (
-                    not isinstance(actual, int) or symbol == "k" or actual == sizes(config)[symbol]
-                )
+                known = sizes(config) | {"1": 1}
+                assert not isinstance(actual, int) or symbol == "k" or actual == known[symbol]
             if pattern not in seen:
                 seen.append(pattern)
         absent = [name for name in documented if name not in seen]
         assert all(
             "only with" in documented[n][2] or "for every" in documented[n][2] for n in absent
         )
-        assert fixture == "dense_bundle" or not absent
+        quantized = {name for name in documented if "a quantised" in documented[name][2]}
+        if fixture != "dense_bundle":
+            assert set(absent) == (set() if fixture == "quantized_bundle" else quantized)
         order = [name for name in documented if name in seen]
         assert [n for n in seen if not n.endswith("{i}")] == [
             n for n in order if not n.endswith("{i}")
