@@ -36,23 +36,6 @@ class SelfAttentionValues:
         return e.op.Add(own, self.bias)
 
 
-@dataclass(frozen=True)
-class CrossAttentionValues:
-    """What all cross-attention layers of the decoder share.
-
-    Of standard operators, the W rows of a source, and the G = H/N heads that share a key head, are
-    queries of one attention over that source's keys, which are so stored and read once.
-
-    Attributes:
-        bias: Added to the scores: `[R, K]` for the operator of ours, else `[R, 1, W·T·G, K]`.
-        by_source: The shape that brings rows to their sources, int64 `[4]`: R, W·T, N, G·h; None
-            for the operator of ours.
-    """
-
-    bias: ir.Value
-    by_source: ir.Value | None
-
-
 def emit_self_attention(
     e: Emitter, name: str, x: States, residual: ir.Value, shared: SelfAttentionValues
 ) -> ir.Value:
@@ -109,30 +92,13 @@ def emit_cross_projection(e: Emitter, name: str, states: ir.Value) -> tuple[ir.V
         return keys, values
 
 
-def emit_cross_values(e: Emitter, tokens: ir.Value, bias: ir.Value) -> CrossAttentionValues:
-    """Emit what the layers share, from `tokens` `[B, T]` and the sources' `bias` `[R, K]`."""
-    if e.fuses:
-        return CrossAttentionValues(bias, by_source=None)
-    op, config = e.op, e.config
-    group = config.num_heads // config.kv_heads
-    sources = op.Shape(bias, start=0, end=1)
-    queries = op.Div(op.Size(tokens), sources)
-    if group > 1:
-        queries = op.Mul(queries, group)
-    return CrossAttentionValues(
-        # ONNX Runtime's CPU kernel broadcasts no query dimension.
-        bias=op.Expand(op.Unsqueeze(bias, [1, 2]), op.Concat(queries, [1], axis=0)),
-        by_source=op.Concat(sources, [-1, config.kv_heads, group * config.head_dim], axis=0),
-    )
-
-
 def emit_cross_attention(
     e: Emitter,
     name: str,
     x: States,
     residual: ir.Value,
     memory: tuple[ir.Value, ir.Value],
-    shared: CrossAttentionValues,
+    bias: ir.Value,
 ) -> ir.Value:
     """Emit the `CrossAttention` called `name`, and the sum with `residual`.
 
@@ -142,35 +108,18 @@ def emit_cross_attention(
         x: `[B, T, d]`, the W rows of a source side by side.
         residual: `[B, T, d]`.
         memory: Keys and values of the sources, `[R, N, K, h]`.
-        shared: What `emit_cross_values` gives.
+        bias: Added to the scores, `[R, K]`.
     """
     with e.scope(name):
-        mixed = _mix_sources(e, e.linear("q", x), memory, shared)
-        return e.linear("o", mixed, residual=residual)
-
-
-def _mix_sources(
-    e: Emitter,
-    query: ir.Value,
-    memory: tuple[ir.Value, ir.Value],
-    shared: CrossAttentionValues,
-) -> ir.Value:
-    """Emit the attention of `query` `[B, T, H·h]` to the sources' keys and values."""
-    op, config = e.op, e.config
-    heads, scale = config.num_heads, config.softmax_scale
-    if shared.by_source is None:
-        mixed: ir.Value = CROSS_ATTENTION.emit(
-            op, query, *memory, shared.bias, num_heads=heads, scale=scale
+        mixed = CROSS_ATTENTION.emit(
+            e.op,
+            e.linear("q", x),
+            *memory,
+            bias,
+            num_heads=e.config.num_heads,
+            scale=e.config.softmax_scale,
         )
-        return mixed
-    group = heads // config.kv_heads
-    by_head = op.Transpose(op.Reshape(query, shared.by_source), perm=[0, 2, 1, 3])
-    if group > 1:
-        by_head = op.Reshape(by_head, [0, 0, -1, config.head_dim])
-    mixed = op.Attention(by_head, *memory, shared.bias, scale=scale)
-    if group > 1:
-        mixed = op.Reshape(mixed, [0, 0, -1, group * config.head_dim])
-    return op.Reshape(op.Transpose(mixed, perm=[0, 2, 1, 3]), op.Shape(query))
+        return e.linear("o", mixed, residual=residual)
 
 
 def _project(

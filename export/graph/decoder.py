@@ -5,11 +5,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from drl.export.graph.attention import (
-    CrossAttentionValues,
     SelfAttentionValues,
     emit_cached_attention,
     emit_cross_attention,
-    emit_cross_values,
 )
 from drl.export.graph.emitter import FLOAT, INT32, INT64, BranchOutput, Dims, Emitter, States
 from drl.export.graph.feed_forward import RoutingValues, emit_feed_forward
@@ -36,7 +34,7 @@ class _LayerInputs:
     past: tuple[ir.Value, ir.Value]
     cross: tuple[ir.Value, ir.Value]
     attention: SelfAttentionValues
-    cross_attention: CrossAttentionValues
+    cross_bias: ir.Value
     routing: RoutingValues | None
 
 
@@ -78,13 +76,12 @@ def emit_decoder(
         positions = e.op.Add(begun, steps)
         x = emit_placed(e, embedded, positions, config.max_target_length)
         attention = _attention_values(e, tokens, positions, lengths)
-        sources = emit_cross_values(e, tokens, cross_bias)
         routing = None
         if groups is not None and config.decoder_sparse_layers:
             k = switch.number([path.experts_per_token for path in config.paths])
             routing = RoutingValues(groups, emit_valid(e, steps, new_lengths), k)
         for i in range(config.decoder_layers):
-            inputs = _LayerInputs(past[i], cross[i], attention, sources, routing)
+            inputs = _LayerInputs(past[i], cross[i], attention, cross_bias, routing)
             x, *rest = _emit_layer(e, i, x, inputs, switch.runs(i))
             presents.append(rest[:2])
             if i in config.decoder_sparse_layers:
@@ -163,7 +160,7 @@ def _emit_layer(
 
         def attend_source(normed: States, residual: ir.Value) -> ir.Value:
             return emit_cross_attention(
-                e, "cross_attention", normed, residual, inputs.cross, inputs.cross_attention
+                e, "cross_attention", normed, residual, inputs.cross, inputs.cross_bias
             )
 
         y = emit_residual(e, "self_attention_norm", x, attend)

@@ -18,14 +18,13 @@ from drl.runtime.backends.protocol import (
     StepInputs,
     StepOutputs,
 )
+from drl.runtime.backends.threads import choose_threads
 from drl.runtime.bundle import Bundle
-from drl.runtime.errors import BackendError, BundleError, check_count
-from drl.runtime.machine import default_threads
+from drl.runtime.errors import BackendError, BundleError
 from drl.runtime.manifest import REPAIR, GraphInfo
 
 _INSTALL = 'install it with `pip install "drl[cpu]"` or, for NVIDIA GPUs, `pip install "drl[cuda]"`'
 _ERRORS_ONLY = 3
-_MOST_THREADS = 1024
 _KEPT_LOGITS = 4 << 20
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 _NEEDED = "1.25"  # the first version with all operators that bundles use
@@ -62,7 +61,7 @@ class OrtBackend:
 
     Args:
         bundle: A loaded bundle.
-        threads: Threads per graph; None takes `machine.default_threads()`.
+        threads: Threads per graph; None leaves them to `choose_threads`.
 
     Raises:
         BackendError: ONNX Runtime is missing, or cannot load a graph.
@@ -70,10 +69,8 @@ class OrtBackend:
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        if threads is not None:
-            check_count("threads", threads, _MOST_THREADS)
+        self._threads = choose_threads(threads)
         self._ort = import_onnxruntime()
-        self._threads = threads or default_threads()
         self._operators = native_operators(bundle.manifest, self._ort.__version__)
         self._manifest = bundle.manifest
         self._encoder, self._bridge, self._decoder = (
@@ -93,7 +90,7 @@ class OrtBackend:
     @property
     def name(self) -> str:
         """Library, version, device and threads."""
-        return f"ONNX Runtime {self._ort.__version__}, CPU, {self._threads} threads"
+        return f"ONNX Runtime {self._ort.__version__}, CPU, {self._threads}"
 
     @property
     def ranks(self) -> bool:
@@ -164,12 +161,13 @@ class OrtBackend:
 
     def _open(self, path: Path, contract: GraphInfo) -> Any:
         options = self._ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = self._threads.count
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
-        # Threads that spin between steps burn a core each while the engine is idle, and fight
-        # with every other process for the cores while it is not.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        spin = "1" if self._threads.spin else "0"
+        options.add_session_config_entry("session.intra_op.allow_spinning", spin)
+        # Threads that spun on after a step would burn a core each while the engine is idle.
+        options.add_session_config_entry("session.force_spinning_stop", spin)
         try:
             if self._operators is not None:
                 options.register_custom_ops_library(str(self._operators))

@@ -302,7 +302,7 @@ def test_sizes_must_be_those_of_the_graphs(
 
 def test_the_backend_names_itself(backend: OrtBackend) -> None:
     assert backend.name.startswith("ONNX Runtime ")
-    assert backend.name.endswith("CPU, 1 threads")
+    assert backend.name.endswith("CPU, 1 thread")
 
 
 def test_normalisers_turn_logits_into_log_probabilities(
