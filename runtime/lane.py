@@ -92,12 +92,14 @@ class Lane:
             outputs = self._backend.step(self._step_inputs(0))
             choice = self._selector.choose(outputs, self._history)
             assert choice is not None
-        self._cache.lengths[: self._cache.rows] += 1
+        rows = self._cache.rows
+        lengths = self._cache.lengths[:rows]
+        lengths += 1
         self._longest += 1
         for source, target in choice.copies:
             self._cache.copy_row(source, target)
             self._history.copy(source, target)
-        self._tokens[: self._cache.rows, 0] = choice.tokens
+        self._tokens[:rows, 0] = choice.tokens
         self._history.push(choice.tokens)
         if choice.ended:
             self._remove(choice.ended)

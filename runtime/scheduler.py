@@ -1,9 +1,7 @@
 """Continuous batching: sequences leave the moment they end, and waiting ones take their places."""
 
-import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
 
 from drl.runtime.backends.protocol import Backend, Encoding
 from drl.runtime.decoding import SequenceGroup, Slot
@@ -63,12 +61,15 @@ class Scheduler:
         If anything goes wrong in the middle, Ctrl-C included, every request under way is dropped
         and marked as failed: which rows had been written is unknown.
         """
-        with self._whole():
+        try:
             self._end_overdue()
             self._admit()
             for lane in self._lanes.values():
                 if lane.slots:
                     lane.step()
+        except BaseException as error:
+            self._abort_after(error)
+            raise
 
     def cut(self, group: SequenceGroup, reason: FinishReason) -> None:
         """End a request with what there is, and free its memory at once."""
@@ -77,11 +78,14 @@ class Scheduler:
 
     def discard(self, group: SequenceGroup) -> None:
         """Forget a request, wherever it is."""
-        with self._whole():
+        try:
             if group in self._waiting:
                 self._waiting.remove(group)
             for lane in self._lanes.values():
                 lane.discard(group)
+        except BaseException as error:
+            self._abort_after(error)
+            raise
 
     def abort(self, failure: DrlError) -> None:
         """Drop every request, marking it with the reason."""
@@ -94,15 +98,10 @@ class Scheduler:
         for group in dropped:
             group.fail(failure)
 
-    @contextlib.contextmanager
-    def _whole(self) -> Iterator[None]:
-        """Do something to the end or, failing that, drop every request."""
-        try:
-            yield
-        except BaseException as error:
-            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
-            self.abort(DrlError(f"generation was cut short: {reason}; send the request again"))
-            raise
+    def _abort_after(self, error: BaseException) -> None:
+        """Drop every request, as something was not done to its end."""
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
+        self.abort(DrlError(f"generation was cut short: {reason}; send the request again"))
 
     def _end_overdue(self) -> None:
         """End the requests whose time is up, or that somebody has cancelled."""

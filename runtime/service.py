@@ -1,6 +1,5 @@
 """Requests of several threads on one backend: a step at a time, in common batches."""
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -34,6 +33,7 @@ class Service:
         self._scheduler = Scheduler(backend, manifest, max_batch_size)
         self._scorer = Scorer(backend, manifest, max_batch_size)
         self._lock = FairLock()
+        self._turn = _Turn(self._lock, self._sweep)
         self._abandoned: deque[SequenceGroup] = deque()
         self._closed = False
 
@@ -63,7 +63,7 @@ class Service:
                 pending |= added
                 if not pending:
                     return
-                with self._turn():
+                with self._turn:
                     self._advance(added.values(), pending.values())
                     ended = [index for index, group in pending.items() if group.done]
                     pieces = [] if on_piece is None else _pieces(pending)
@@ -85,7 +85,7 @@ class Service:
         done = False
         try:
             while not done:
-                with self._turn():
+                with self._turn:
                     self._advance(added, [group])
                     pieces, done = group.pieces(), group.done
                 added = []
@@ -97,7 +97,7 @@ class Service:
         """See `Engine.score`; what is scored is the requests' prefixes."""
         scores: dict[int, Score] = {}
         for batch in self._scorer.batches(requests):
-            with self._turn():
+            with self._turn:
                 self._check_open()
                 found = self._scorer.score([requests[index] for index in batch])
             scores |= zip(batch, found, strict=True)
@@ -105,7 +105,7 @@ class Service:
 
     def close(self) -> None:
         """Drop every request and give the memory back."""
-        with self._turn():
+        with self._turn:
             if not self._closed:
                 self._closed = True
                 self._scheduler.abort(_closed())
@@ -128,7 +128,7 @@ class Service:
         self, added: Sequence[SequenceGroup], watched: Sequence[SequenceGroup]
     ) -> list[tuple[list[Piece], bool]]:
         """A step for the driver: what each watched request has to tell, and whether it is done."""
-        with self._turn():
+        with self._turn:
             self._advance(added, watched)
             return [
                 (group.pieces() if group.streams and group.failure is None else [], group.done)
@@ -143,15 +143,6 @@ class Service:
         """
         self._abandoned.extend(groups)
         self._sweep()
-
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Hold the lock, then see to what others had to leave behind meanwhile."""
-        try:
-            with self._lock:
-                yield
-        finally:
-            self._sweep()
 
     def _sweep(self) -> None:
         """Drop what is abandoned, unless somebody holds the lock, who will do it afterwards."""
@@ -170,6 +161,23 @@ class Service:
     def _check_open(self) -> None:
         if self._closed:
             raise _closed()
+
+
+class _Turn:
+    """Holds the lock, then sees to what others had to leave behind meanwhile."""
+
+    def __init__(self, lock: FairLock, sweep: Callable[[], None]) -> None:
+        self._lock = lock
+        self._sweep = sweep
+
+    def __enter__(self) -> None:
+        self._lock.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._lock.release()
+        finally:
+            self._sweep()
 
 
 def _pieces(pending: dict[int, SequenceGroup]) -> list[tuple[int, Piece]]:

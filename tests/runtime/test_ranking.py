@@ -115,12 +115,13 @@ def test_candidates_give_what_whole_rows_give(
 
 
 @pytest.mark.parametrize("step_size", [0.125, 2.0])
+@pytest.mark.parametrize("whole", [True, False], ids=["all", "without whole rows"])
 def test_mixed_requests_give_what_they_give_alone(
-    tmp_path: Path, step_size: float, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: bool, step_size: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RoundedBackend, "step_size", step_size)
-    prompts = random_prompts(len(OPTIONS), seed=9)
-    requests = [{"path": "full", **options} for options, _ in OPTIONS.values()]
+    requests = [{"path": "full", **options} for options, most in OPTIONS.values() if whole or most]
+    prompts = random_prompts(len(requests), seed=9)
     with engine_of(tmp_path, RoundedBackend, 4)[0] as lone:
         expected = [
             lone.generate([prompt], **options)[0]
