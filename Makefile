@@ -22,7 +22,7 @@ EXPORTER := $(wildcard export/*.py export/*/*.py plugins/ops/*.py)
 PEERS := build/peers
 BENCH := build/bench
 BENCH_BUNDLES := t5-small t5-small-int8 t5-small-int4 switch-small switch-small-int8 drl-small drl-base
-BENCH_OPTIONS ?= --batch 1,8,32 --beams 1,4 --repeats 5
+BENCH_OPTIONS ?= --batch 1,8,32 --beams 1,4 --repeats 3
 
 NATIVE := $(wildcard plugins/native/src/*.* plugins/native/src/*/*.*)
 

@@ -1,14 +1,16 @@
 """Puts results together: `python -m drl.benchmarks.publish A.json B.json TARGET`.
 
-Writes TARGET.json, TARGET.md, TARGET.html and TARGET.png of all runs, and what they say about the
-goals of `targets`.
+Writes TARGET.json, TARGET.md, TARGET.html and TARGET.png of all runs, with what they say about the
+goals of `targets`, and TARGET-peers.png of those that were compared with other engines.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from drl.benchmarks.findings import read_json
+from drl.benchmarks.plot import plot
 from drl.benchmarks.writing import check_outputs, write_outputs
 from drl.runtime.commands.common import clean_errors
 
@@ -28,7 +30,11 @@ def main(results: tuple[Path, ...], target: Path) -> None:
     write_outputs(
         runs, json=files["json"], text=files["md"], html=files["html"], png=png, with_goals=True
     )
-    for file in (*files.values(), png):
+    written = [*files.values(), png]
+    if compared := [replace(run, cells=()) for run in runs if run.comparison is not None]:
+        written.append(target.with_name(f"{target.name}-peers.png"))
+        plot(compared, written[-1])
+    for file in written:
         click.echo(file)
 
 
