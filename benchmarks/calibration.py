@@ -14,9 +14,9 @@ from drl.benchmarks.markdown import Row, markdown_table, number
 from drl.benchmarks.measure import Settings, measure
 from drl.benchmarks.system import describe_machine, versions
 from drl.runtime.backends import open_backend
+from drl.runtime.backends.threads import count_threads
 from drl.runtime.bundle import Bundle
 from drl.runtime.costs import COSTS_NAME, FORMAT, FORMAT_VERSION
-from drl.runtime.machine import default_threads
 
 _SOURCES = (4, 16, 64, 192)
 _NEWS = (2, 8, 32)
@@ -75,11 +75,11 @@ def calibrate(
 
     Args:
         bundle: The bundle, which is written to.
-        threads: Threads of the backend; None takes one per core.
+        threads: Threads of the backend; None leaves it to `count_threads`.
         repeats: Timed rounds.
         progress: Told of every round.
     """
-    threads = threads or default_threads()
+    threads = count_threads(threads)
     backend = open_backend(bundle, "cpu", threads)
     try:
         cells = calibration_cells(bundle)

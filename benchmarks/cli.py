@@ -11,7 +11,7 @@ from drl.benchmarks.cells import sweep
 from drl.benchmarks.errors import BenchmarkError
 from drl.benchmarks.markdown import markdown
 from drl.benchmarks.measure import Settings
-from drl.benchmarks.peers.comparison import compare
+from drl.benchmarks.peers.comparison import check_comparable, compare
 from drl.benchmarks.peers.registry import PEERS
 from drl.benchmarks.run import run
 from drl.benchmarks.writing import check_outputs, write_outputs
@@ -28,7 +28,7 @@ class _Counts(click.ParamType[tuple[int, ...]]):
         if isinstance(value, tuple):
             return value
         parts = str(value).split(",")
-        if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        if not all(part.strip().isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
             self.fail(f"{value!r} is no list of positive numbers such as 1,8,32", param, context)
         return tuple(dict.fromkeys(int(part) for part in parts))
 
@@ -50,7 +50,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--repeats", type=click.IntRange(1), default=5, help="Timed rounds over all cells.")
 @click.option("--warm-up", type=click.IntRange(0), default=1, help="Rounds before them.")
-@click.option("--threads", type=click.IntRange(1), help="Of the backend; by default one per core.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Of the backend; by default DRL_THREADS or one per core.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of sources and tokens.")
 @click.option(
     "--tokens",
@@ -93,12 +97,12 @@ def main(folder: Path, **options: Any) -> None:
     """
     outputs = [options[name] for name in ("json_file", "text_file", "html_file")]
     check_outputs(outputs, options["png_file"])
-    if options["beside"] and options["checkpoint"] is None:
-        raise BenchmarkError("--beside takes part in the comparison; give --checkpoint as well")
     bundle = Bundle.load(folder)
     if options["calibrating"]:
-        if any(outputs) or options["png_file"] or options["checkpoint"]:
-            raise BenchmarkError("--calibrate writes costs.json only; give it without outputs")
+        if any(outputs) or any(options[name] for name in ("png_file", "checkpoint", "beside")):
+            raise BenchmarkError(
+                "--calibrate writes costs.json only; give it without outputs and comparison"
+            )
         click.echo(calibrate(bundle, options["threads"], options["repeats"], _progress))
         return
     given = options["paths"]
@@ -113,7 +117,16 @@ def main(folder: Path, **options: Any) -> None:
         options["beams"],
     )
     if options["first_token"]:
+        if max(options["first_token"]) > limits.max_source_length:
+            longest = limits.max_source_length
+            raise BenchmarkError(
+                f"--first-token is beyond the model's {longest} tokens of a source"
+            )
         cells += sweep(bundle.manifest, (1,), options["first_token"], (1,), paths, (1,))
+    ours = [bundle, *(Bundle.load(other) for other in options["beside"])]
+    if len(ours) > 1 and options["checkpoint"] is None:
+        raise BenchmarkError("--beside takes part in the comparison; give --checkpoint as well")
+    check_comparable(ours, cells)
     settings = Settings(
         options["repeats"], options["warm_up"], options["tokens"] == "random", options["seed"]
     )
@@ -126,7 +139,6 @@ def main(folder: Path, **options: Any) -> None:
         progress=_progress,
     )
     if options["checkpoint"] is not None:
-        ours = (folder, *options["beside"])
         places = options["checkpoint"], ours, options["peers_folder"]
         peers = [
             peer for peer in PEERS if not any(part in peer.name for part in options["without"])

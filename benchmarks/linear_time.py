@@ -117,8 +117,8 @@ def _model(engine: str, depth: int, columns: int, count: int) -> onnx.ModelProto
     graph = helper.make_graph(
         nodes,
         "linears",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["M", depth])],
-        [helper.make_tensor_value_info(y, TensorProto.FLOAT, ["M", columns]) for y in outputs],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "M", depth])],
+        [helper.make_tensor_value_info(y, TensorProto.FLOAT, [1, "M", columns]) for y in outputs],
         constants,
     )
     opsets = [helper.make_opsetid(*pair) for pair in (("", 21), ("drl", 1), ("com.microsoft", 1))]
@@ -155,7 +155,7 @@ def measure(
         model = _model(engine, depth, columns, count).SerializeToString()
         sessions |= {(engine, number): _session(model, number) for number in threads}
     for height in rows:
-        x = np.random.default_rng(0).standard_normal((height, depth), np.float32)
+        x = np.random.default_rng(0).standard_normal((1, height, depth), np.float32)
         best = dict.fromkeys(sessions, float("inf"))
         for _ in range(repeats):
             for key, session in sessions.items():

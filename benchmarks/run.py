@@ -13,8 +13,8 @@ from drl.benchmarks.measure import Settings, measure
 from drl.benchmarks.system import describe_machine, versions
 from drl.benchmarks.work import Weight, count_work, read_weights
 from drl.runtime.backends import open_backend
+from drl.runtime.backends.threads import count_threads
 from drl.runtime.bundle import Bundle
-from drl.runtime.machine import default_threads
 
 
 def run(
@@ -32,7 +32,7 @@ def run(
         bundle: What to measure.
         cells: From `sweep`.
         settings: How.
-        threads: Threads of the backend; None takes one per core.
+        threads: Threads of the backend; None leaves it to `count_threads`.
         surroundings: Whether to measure the machine's floor, load time and memory as well, in
             processes of their own.
         progress: Told of every stage.
@@ -42,7 +42,7 @@ def run(
         BackendError: The backend does not load the bundle.
     """
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    threads = threads or default_threads()
+    threads = count_threads(threads)
     floor = fresh = None
     weights: list[Weight] = []
     backend = open_backend(bundle, "cpu", threads)  # first, as it may refuse the bundle

@@ -122,8 +122,17 @@ def write_manifest(
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON file for people and programs to read."""
-    text = json.dumps(document, indent=2, ensure_ascii=False)
+    """Write a JSON file for people and programs to read.
+
+    Raises:
+        ExportError: A number is not finite, which JSON has no word for.
+    """
+    try:
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ExportError(
+            f"{path.name} cannot be written: {error}; look for NaN or infinity in the checkpoint"
+        ) from None
     path.write_text(text + "\n", encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from drl.export.bundle_writer import BundleContents, new_folder, write_json, write_manifest
 from drl.export.checkpoint import Checkpoint, load_checkpoint
-from drl.export.evaluation import Pair, count_right, read_pairs
+from drl.export.evaluation import Pair, check_pairs, count_right, read_pairs
 from drl.export.graph import emit_bridge, emit_decoder, emit_encoder
 from drl.export.model import DualRouterModel, ModelConfig
 from drl.export.options import DEFAULTS, ExportOptions, Precision
@@ -74,6 +74,8 @@ def export(
         progress("load")
         checkpoint = load_checkpoint(source, options.rename)
         tokenizer = find_tokenizer(_folder(source), checkpoint.config.vocab_size)
+        if pairs is not None:
+            check_pairs(pairs, tokenizer, checkpoint.config.max_source_length)
         contents, weights = _build(checkpoint, options, progress)
         progress("write")
         _write(folder, checkpoint, weights, contents, tokenizer)
@@ -197,14 +199,13 @@ def _verify_quantized(
     emit_graphs(checkpoint.config, fp32, "fp32")
     backend = open_backend(Bundle.load(folder, verify_hashes=False), device="cpu")
     try:
-        report = compare_quantized(expected, backend, precision, weights.size, fp32.size)
+        report = compare_quantized(expected, backend, weights.size, fp32.size)
     finally:
         backend.close()
     if not report.passed:
-        worst = max(report.paths, key=lambda path: path.distance - path.limit)
+        failure = next(path.failure for path in report.paths if path.failure)
         raise ExportError(
-            f"the bundle does not compute what the rounded model does: logits of path {worst.path} "
-            f"are {worst.distance:.1e} away (limit {worst.limit:.1e}); "
+            f"the bundle does not compute what the rounded model does: {failure}; "
             "--no-verify writes it all the same, to be looked into"
         )
     return report

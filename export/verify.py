@@ -1,7 +1,7 @@
 """Hold a bundle, run by the runtime's own backend, against the eager model it was made from."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -139,15 +139,19 @@ def encode(expected: Expectation, backend: Backend) -> Encoding:
 
 
 def replay(
-    expected: Expectation, backend: Backend, encoding: Encoding, path: int
+    expected: Expectation, backend: Backend, encoding: Encoding, path: int, candidates: int = 0
 ) -> Iterator[StepOutputs]:
-    """Run a bundle's decoder on the calls of a path; an output holds until the next one."""
+    """Run a bundle's decoder on the calls of a path; an output holds until the next one.
+
+    With `candidates`, the outputs hold that many in the place of the logits.
+    """
     tokens = expected.tokens[path].numpy()
     cross = backend.bridge(encoding, path)
     buffers = _empty_buffers(expected.config, path, *tokens.shape)
     for call in expected.calls[path]:
         new = tokens[:, call.start : call.stop]
-        yield backend.step(_step_inputs(path, new, call.start, cross, buffers))
+        inputs = _step_inputs(path, new, call.start, cross, buffers)
+        yield backend.step(replace(inputs, candidates=candidates))
 
 
 def _path_logit_difference(

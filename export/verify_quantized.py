@@ -1,6 +1,6 @@
 """Hold a quantised bundle against the fp32 model, and against eager PyTorch with its roundings."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,15 +18,20 @@ from drl.export.quantization_report import (
     LayerFlips,
     PathQuantization,
     QuantizationReport,
+    limit_of,
+    row_limit_of,
 )
 from drl.export.quantized_model import quantized_model
 from drl.export.verify import Expectation, encode, expect, replay
-from drl.runtime.backends import Backend, Encoding
+from drl.runtime.backends import Backend, Encoding, StepOutputs
 from drl.runtime.manifest import RouterInfo
 from drl.runtime.paths import choose_path
+from drl.runtime.processors import largest
 
 _SHAKE = 1e-6
 _SEED = 21
+_CANDIDATES = 4
+_NORMALISER_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,6 @@ def expect_quantized(checkpoint: Checkpoint, precision: Precision) -> QuantizedE
 def compare_quantized(
     expected: QuantizedExpectation,
     backend: Backend,
-    precision: Precision,
     bytes: int,
     fp32_bytes: int,
 ) -> QuantizationReport:
@@ -90,7 +94,6 @@ def compare_quantized(
     Args:
         expected: Of the checkpoint that the bundle was made from.
         backend: The bundle's graphs, loaded.
-        precision: The bundle's.
         bytes: Of its weights.
         fp32_bytes: Of the weights that an fp32 bundle has.
     """
@@ -103,7 +106,6 @@ def compare_quantized(
     )
     choices = list(_path_choices(expected.fp32, encoding))
     return QuantizationReport(
-        precision=precision,
         bytes=bytes,
         fp32_bytes=fp32_bytes,
         path_choices=len(choices),
@@ -131,17 +133,28 @@ def _compare_path(
 ) -> PathQuantization:
     outcomes = replay(expected.fp32, backend, encoding, path)
     calls = (each.calls[path] for each in (expected.fp32, expected.rounded, expected.shaken))
-    found = []
+    rows = len(expected.fp32.source)
+    predictions, distance, noise, checked = [], [], [], _Checked()
     for fp32, rounded, shaken, outputs in zip(*calls, outcomes, strict=True):
         flips.compare(fp32.routes, outputs.experts)
+        checked.add(outputs)
         logits = torch.from_numpy(outputs.logits)
-        divergence, same, clear = compare_predictions(fp32.logits, logits)
-        distance = distances(rounded.logits, logits)
-        noise = distances(rounded.logits, shaken.logits)
-        found.append((divergence, same, clear, distance, noise))
-    divergence, same, clear, distance, noise = (
-        torch.cat(parts) for parts in zip(*found, strict=True)
-    )
+        predictions.append(compare_predictions(fp32.logits, logits))
+        distance.append(distances(rounded.logits, logits).reshape(rows, -1))
+        noise.append(distances(rounded.logits, shaken.logits).reshape(rows, -1))
+    candidates = min(_CANDIDATES, expected.fp32.config.vocab_size - 1)
+    if backend.ranks and candidates and not checked.fault:
+        again = replay(expected.fp32, backend, encoding, path, candidates)
+        for index, outputs in enumerate(again):
+            checked.compare_candidates(index, outputs)
+    divergence, same, clear = (torch.cat(parts) for parts in zip(*predictions, strict=True))
+    parts = [
+        (torch.cat(distance[part], dim=1), torch.cat(noise[part], dim=1))
+        for part in (slice(1), slice(1, None))
+        if distance[part]
+    ]
+    whole = _worst([(d.flatten(), n.flatten()) for d, n in parts], limit_of)
+    row = _worst([pair for d, n in parts for pair in zip(d, n, strict=True)], row_limit_of)
     return PathQuantization(
         path=expected.fp32.config.paths[path].name,
         positions=len(divergence),
@@ -150,9 +163,80 @@ def _compare_path(
         same=int(same.sum()),
         clear=int(clear.sum()),
         clear_same=int((clear & same).sum()),
-        distance=float(distance.median()),
-        noise=float(noise.median()),
+        distance=whole[0],
+        noise=whole[1],
+        row_distance=row[0],
+        row_noise=row[1],
+        fault=checked.fault,
     )
+
+
+@dataclass
+class _Checked:
+    """What must hold of a step's outputs whatever the model computes; the first fault is kept.
+
+    Attributes:
+        fault: What does not hold; empty if all does.
+        rows: Logits `[B * T, c]` and ids of the candidates of each call, taken from whole rows.
+        normalisers: `[B, T]` of each call, from whole rows in double precision.
+    """
+
+    fault: str = ""
+    rows: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = field(default_factory=list)
+    normalisers: list[npt.NDArray[np.float64]] = field(default_factory=list)
+
+    def add(self, outputs: StepOutputs) -> None:
+        """Check a call that gave whole rows, and keep what candidates of it must be."""
+        if self.fault:
+            return
+        logits = outputs.logits
+        if not np.isfinite(logits).all():
+            self.fault = "logits are not finite"
+            return
+        self.normalisers.append(torch.from_numpy(logits).double().logsumexp(dim=-1).numpy())
+        self._compare_normalisers(len(self.normalisers) - 1, outputs)
+        vocab_size = logits.shape[-1]
+        count = min(_CANDIDATES, vocab_size)
+        self.rows.append(largest(logits.reshape(-1, vocab_size), count))
+
+    def compare_candidates(self, index: int, outputs: StepOutputs) -> None:
+        """Check the same call with candidates in the place of whole rows."""
+        if self.fault:
+            return
+        ids, values = self.rows[index]
+        top = outputs.top
+        if top is None:
+            self.fault = "candidates are missing"
+            return
+        count = top.ids.shape[-1]
+        found = top.ids.reshape(-1, count), top.values.reshape(-1, count)
+        if not np.array_equal(found[0], ids[:, :count]):
+            self.fault = "candidates are not the likeliest tokens"
+        elif not np.array_equal(found[1], values[:, :count]):
+            self.fault = "candidates have other logits than whole rows"
+        else:
+            self._compare_normalisers(index, outputs)
+
+    def _compare_normalisers(self, index: int, outputs: StepOutputs) -> None:
+        expected, actual = self.normalisers[index], outputs.normalisers
+        limit = _NORMALISER_TOLERANCE * np.maximum(np.abs(expected), 1)
+        if not np.isfinite(actual).all():
+            self.fault = "normalisers are not finite"
+        elif not (np.abs(actual - expected) <= limit).all():
+            self.fault = "normalisers are not those of the logits"
+
+
+def _worst(
+    pairs: Sequence[tuple[Tensor, Tensor]], limit: Callable[[float], float]
+) -> tuple[float, float]:
+    """Return the median distance, and noise, that comes nearest to its limit or exceeds it most."""
+    medians = [(_median(distance), _median(noise)) for distance, noise in pairs]
+    return max(medians, key=lambda pair: pair[0] - limit(pair[1]))
+
+
+def _median(values: Tensor) -> float:
+    """Return the upper median: half of the positions gone wrong are seen."""
+    return float(values.sort().values[len(values) // 2])
 
 
 def compare_predictions(expected: Tensor, actual: Tensor) -> tuple[Tensor, Tensor, Tensor]:

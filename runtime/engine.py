@@ -81,7 +81,8 @@ class Engine:
         Args:
             path: The bundle's folder.
             device: "cpu".
-            threads: Threads per graph; None takes one per core that this process may use.
+            threads: Threads per graph; None takes what `DRL_THREADS` says, or one per core that
+                this process may use.
             max_batch_size: See `Engine`.
             verify_hashes: Whether to read every file and compare its SHA-256.
 

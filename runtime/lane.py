@@ -91,7 +91,8 @@ class Lane:
         if choice is None:  # the same step again: it writes the same to the cache
             outputs = self._backend.step(self._step_inputs(0))
             choice = self._selector.choose(outputs, self._history)
-            assert choice is not None
+        if choice is None:
+            raise RuntimeError("whole rows did not suffice for a choice: this is a mistake in drl")
         rows = self._cache.rows
         lengths = self._cache.lengths[:rows]
         lengths += 1

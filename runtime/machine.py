@@ -60,25 +60,30 @@ def cpu_quota() -> float | None:
 def share_of_cores(threads: int, seconds: float = 0.01) -> float:
     """What part of their time `threads` busy threads spend on a processor, measured now.
 
-    It is near 1 where as many cores are free, and less where other processes want them too.
+    It is near 1 where as many cores are free, and less where other threads want them, of this
+    process or of others.
     """
-    # NumPy lets go of the interpreter while it reads, for long enough to run side by side.
-    blocks = [np.zeros(1 << 19, np.int64) for _ in range(threads)]
-    began, used = time.perf_counter(), time.process_time()
-    end = began + seconds
+    if threads > len(available_cpus()):
+        return len(available_cpus()) / threads
+    end = time.perf_counter() + seconds
+    shares = []
 
-    def work(block: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> None:
+    def work() -> None:
+        # NumPy lets go of the interpreter while it reads, long enough for the others to run.
+        block = np.zeros(1 << 19, np.int64)
+        began, used = time.perf_counter(), time.thread_time()
         while time.perf_counter() < end:
             block.max()
+        used = time.thread_time() - used
+        shares.append(used / (time.perf_counter() - began))
 
-    others = [threading.Thread(target=work, args=(block,)) for block in blocks[1:]]
+    others = [threading.Thread(target=work) for _ in range(threads - 1)]
     for other in others:
         other.start()
-    work(blocks[0])
+    work()
     for other in others:
         other.join()
-    used = time.process_time() - used
-    return used / (time.perf_counter() - began) / threads
+    return sum(shares) / threads
 
 
 def cpu_model() -> str:

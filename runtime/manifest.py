@@ -13,6 +13,8 @@ from drl.runtime.errors import BundleError, shorten
 FORMAT = "drl-bundle"
 FORMAT_VERSION = 1
 CACHE_DTYPES = ("float32", "float16")
+PRECISIONS = ("fp32", "int8", "int4", "int4+int8-head")
+_QUANTISED = "drl.Quantized"
 
 RouterHead = Literal["linear", "attention", "greedy"]
 T = TypeVar("T")
@@ -112,6 +114,12 @@ class Manifest:
     files: Mapping[str, FileInfo]
     parity: Mapping[str, Any] | None
 
+    @property
+    def quantised(self) -> bool:
+        """Whether graphs have operators that only the native kernels make fast."""
+        names = (name for graph in self.graphs.values() for name in graph.operators)
+        return any(name.startswith(_QUANTISED) for name in names)
+
 
 class _Fields:
     """A JSON object whose fields are read with a type check and an error naming the place."""
@@ -164,6 +172,10 @@ def _wrong(place: str, label: str, value: object) -> BundleError:
     return BundleError(f"bundle.json: {place} must be {label}, not {shorten(value)}; {REPAIR}")
 
 
+def _either(values: tuple[str, ...]) -> str:
+    return f"{', '.join(values[:-1])} or {values[-1]}"
+
+
 def check_format(document: object) -> None:
     """Raise `BundleError` unless `document` is a bundle manifest this version can read."""
     fields = _Fields(document)
@@ -213,8 +225,10 @@ def parse_manifest(document: object) -> Manifest:
         parity=root.object("parity").items if root.items.get("parity") is not None else None,
     )
     _check_tokens(manifest)
+    if manifest.precision not in PRECISIONS:
+        raise _wrong("precision", _either(PRECISIONS), manifest.precision)
     if manifest.cache.dtype not in CACHE_DTYPES:
-        raise _wrong("cache.dtype", " or ".join(CACHE_DTYPES), manifest.cache.dtype)
+        raise _wrong("cache.dtype", _either(CACHE_DTYPES), manifest.cache.dtype)
     _check_paths(manifest)
     _check_graph_files(manifest)
     return manifest

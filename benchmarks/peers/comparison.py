@@ -42,7 +42,7 @@ class _Entrant:
 
 def compare(
     checkpoint: Path,
-    bundles: Sequence[Path],
+    bundles: Sequence[Bundle],
     environments: Path,
     cells: Sequence[Cell],
     settings: Settings,
@@ -56,8 +56,8 @@ def compare(
 
     Args:
         checkpoint: The Hugging Face folder that the peers load.
-        bundles: Ours: first the one that all are held against, then others of the same vocabulary.
-            They go by the names of their folders: `drl t5-small`.
+        bundles: Ours: first the one that all are held against, then others; see
+            `check_comparable`. They go by the names of their folders: `drl t5-small`.
         environments: Folder of the engines' environments.
         cells: What to generate; those that differ in nothing but their path are taken once.
         settings: Rounds to warm up and to time, and the seed.
@@ -69,17 +69,17 @@ def compare(
     Raises:
         BenchmarkError: Ours failed. A peer that fails is left out, with a line that says why.
     """
-    ours = [Bundle.load(bundle, verify_hashes=False) for bundle in bundles]
+    check_comparable(bundles, cells)
     path = cells[-1].path
     unique = [cell for cell in cells if cell.path == path]
-    vocab_size = _common_vocabulary(ours)
+    vocab_size = bundles[0].manifest.limits.vocab_size
     skipped: list[str] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         entrants = []
-        for bundle in ours:
+        for bundle in bundles:
             progress(f"loading {_name(bundle)}")
-            taken = path if bundle is ours[0] else bundle.manifest.paths[-1].name
+            taken = path if bundle is bundles[0] else bundle.manifest.paths[-1].name
             entrants.append(_enter_ours(stack, bundle, taken, threads))
         for spec in peers:
             progress(f"converting and loading {spec.name}")
@@ -97,17 +97,35 @@ def compare(
         )
 
 
-def _common_vocabulary(bundles: Sequence[Bundle]) -> int:
-    """The size of the vocabulary that all share, so that they can read the same sources."""
+def check_comparable(bundles: Sequence[Bundle], cells: Sequence[Cell]) -> None:
+    """Find out before minutes of measuring whether bundles can take turns on the same sources.
+
+    Raises:
+        BenchmarkError: They differ in their vocabulary, are called the same, or one cannot read or
+            write as many tokens as a cell has.
+    """
     first, *others = bundles
     size = first.manifest.limits.vocab_size
+    source, new = max(cell.source for cell in cells), max(cell.new for cell in cells)
+    names = {_name(first)}
     for other in others:
-        if other.manifest.limits.vocab_size != size:
+        limits = other.manifest.limits
+        if limits.vocab_size != size:
             raise BenchmarkError(
-                f"{other.folder} has a vocabulary of {other.manifest.limits.vocab_size} and "
-                f"{first.folder} one of {size}: they cannot read the same sources"
+                f"{other.folder} has a vocabulary of {limits.vocab_size} and {first.folder} one of "
+                f"{size}: they cannot read the same sources"
             )
-    return size
+        if source > limits.max_source_length or new > limits.max_target_length:
+            raise BenchmarkError(
+                f"{other.folder} reads at most {limits.max_source_length} tokens and writes "
+                f"{limits.max_target_length}: give smaller --source and --new"
+            )
+        if _name(other) in names:
+            raise BenchmarkError(
+                f"two bundles are called {other.folder.resolve().name}, which is how results are "
+                "told apart; rename a folder"
+            )
+        names.add(_name(other))
 
 
 def _name(bundle: Bundle) -> str:

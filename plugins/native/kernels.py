@@ -1,6 +1,7 @@
 """The kernels called from NumPy, as tests and measurements do."""
 
 import ctypes
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ class Kernels:
     Args:
         isa: "avx512vnni", "avx2" or "scalar"; None takes the best that the processor has, or the
             one that the environment variable `DRL_NATIVE_ISA` names.
-        parallel_for: Runs the tasks of a kernel; None runs them one after the other.
+        parallel_for: Runs the tasks of a kernel; None runs them one after the other. What it raises
+            is raised by the method that was called.
         path: The library.
 
     Attributes:
@@ -101,10 +103,9 @@ class Kernels:
         else:
             self._check(self._function("drl_isa_by_name")(isa.encode(), ctypes.byref(chosen)))
         self.isa = ISAS[chosen.value]
-        self._callback = abi.ParallelFor()
-        if parallel_for is not None:
-            self._callback = abi.ParallelFor(_calling(parallel_for))
-        self._execution = abi.Execution(chosen.value, self._callback, None)
+        self._threads = None if parallel_for is None else _Threads(parallel_for)
+        callback = abi.ParallelFor() if self._threads is None else self._threads.callback
+        self._execution = abi.Execution(chosen.value, callback, None)
 
     def linear(
         self,
@@ -198,7 +199,8 @@ class Kernels:
         residual = _optional(residual)
         up = weights.up
         _expect("x", x, (len(x), up.depth))
-        _expect("expert_ids", ids, (len(x), *ids.shape[1:2]))
+        if ids.ndim != 2 or len(ids) != len(x):
+            raise NativeLibraryError(f"expert_ids must be ({len(x)}, choices), got {ids.shape}")
         _expect("gates", factors, ids.shape)
         _expect("residual", residual, x.shape)
         for bias, width in zip(biases, (up.columns, up.columns, up.depth), strict=True):
@@ -206,17 +208,20 @@ class Kernels:
         y = np.empty_like(x)
         kept = _Kept()
         call = abi.RoutedFfn(
-            _weights(up, kept),
-            abi.Weights() if weights.gate is None else _weights(weights.gate, kept),
-            _weights(weights.down, kept),
-            *(abi.address(bias) for bias in biases),
-            ACTIVATIONS[activation],
-            x.ctypes.data,
-            ids.ctypes.data,
-            factors.ctypes.data,
-            *ids.shape,
-            abi.address(residual),
-            y.ctypes.data,
+            up=_weights(up, kept),
+            gate=abi.Weights() if weights.gate is None else _weights(weights.gate, kept),
+            down=_weights(weights.down, kept),
+            up_bias=abi.address(biases[0]),
+            gate_bias=abi.address(biases[1]),
+            down_bias=abi.address(biases[2]),
+            activation=ACTIVATIONS[activation],
+            x=x.ctypes.data,
+            expert_ids=ids.ctypes.data,
+            gates=factors.ctypes.data,
+            tokens=len(ids),
+            choices=ids.shape[1],
+            residual=abi.address(residual),
+            y=y.ctypes.data,
         )
         self._run("routed_ffn", call)
         return y
@@ -374,7 +379,10 @@ class Kernels:
         memory = np.empty(size, np.uint8)
         workspace = abi.Workspace(memory.ctypes.data, memory.nbytes)
         run = self._function(f"drl_{operator}_run")
-        self._check(run(ctypes.byref(call), workspace, ctypes.byref(self._execution)))
+        status = run(ctypes.byref(call), workspace, ctypes.byref(self._execution))
+        if self._threads is not None:
+            self._threads.raise_kept()
+        self._check(status)
 
     def _function(self, name: str) -> Any:
         return abi.function(self._library, name)
@@ -414,11 +422,30 @@ def _rows(x: Float32, weights: "PackedWeights", norm: RmsNorm | None, kept: _Kep
     return abi.Rows(x.ctypes.data, len(x), scale, norm.epsilon)
 
 
-def _calling(parallel_for: ParallelFor) -> Callable[[Any, int, Any, Any], None]:
-    def run(_: Any, count: int, task: Any, state: Any) -> None:
-        parallel_for(count, lambda index: task(state, index))
+class _Threads:
+    """A caller's `parallel_for` as C calls it.
 
-    return run
+    An exception cannot pass through C, so it is kept until the call is over.
+    """
+
+    def __init__(self, parallel_for: ParallelFor) -> None:
+        self._parallel_for = parallel_for
+        self._kept = threading.local()  # other calls may run at the same time
+        self.callback = abi.ParallelFor(self._run)
+
+    def _run(self, _: Any, count: int, task: Any, state: Any) -> None:
+        if hasattr(self._kept, "error"):
+            return
+        try:
+            self._parallel_for(count, lambda index: task(state, index))
+        except BaseException as error:
+            self._kept.error = error
+
+    def raise_kept(self) -> None:
+        """Raise what the call that has just ended on this thread has kept."""
+        error: BaseException | None = self._kept.__dict__.pop("error", None)
+        if error is not None:
+            raise error
 
 
 def _contiguous(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:

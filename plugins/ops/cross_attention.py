@@ -13,11 +13,15 @@ from drl.plugins.ops.schema import Argument, Attribute
 
 Float32 = NDArray[np.float32]
 
+_ABSENT = np.float32(-1e4)
+
 
 def reference(
     q: Float32, k: Float32, v: Float32, bias: Float32, *, num_heads: int, scale: float
 ) -> Float32:
-    """softmax(scale · q kᵀ + bias) v over all states of a row's source.
+    """softmax(scale · q kᵀ + bias) v over the states of a row's source.
+
+    States at the end of a source whose bias is -1e4 or lower count as absent, unless all are.
 
     The B rows are those of R sources side by side, as many of each: row b reads source
     `b // (B / R)`. Head i reads key-value head `i // (H / N)`.
@@ -40,10 +44,19 @@ def reference(
         np.repeat(np.repeat(side, num_heads // kv_heads, axis=1), batch // sources, axis=0)
         for side in (k, v)
     )
+    there = np.repeat(_present(bias), batch // sources, axis=0)[:, None]
     own_bias = np.repeat(bias, batch // sources, axis=0)
     scores = heads @ keys.swapaxes(2, 3) * np.float32(scale) + own_bias[:, None, None]
-    output: Float32 = masked_softmax(scores) @ values
+    weights = masked_softmax(scores, there[:, :, None])
+    output: Float32 = weights @ np.where(there[..., None], values, np.float32(0))
     return output.swapaxes(1, 2).reshape(q.shape)
+
+
+def _present(bias: Float32) -> NDArray[np.bool_]:
+    """The states up to the last with a bias above -1e4, or all where there is none."""
+    visible = ~(bias <= _ABSENT)
+    present: NDArray[np.bool_] = np.logical_or.accumulate(visible[:, ::-1], axis=1)[:, ::-1]
+    return present | ~visible.any(axis=1, keepdims=True)
 
 
 def body(
@@ -59,6 +72,10 @@ def body(
     """Trace one attention per source, whose keys are so stored and read once.
 
     Its queries are those of all the source's rows, and of all heads that share a key head.
+
+    Absent states get their bias like all others. The result differs from the reference only where
+    that leaves them a weight: with scores so large, some thousands, that -1e4 does not hide them,
+    or with a bias near -1e4 on all states that are present; or where what is absent is not finite.
     """
     sources, kv_heads = op.Shape(k, end=1), op.Shape(k, start=1, end=2)
     width = op.Shape(k, start=3)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from drl.plugins.ops.operator import Operator
 from drl.plugins.ops.packing import INT8_ZERO, unpack
-from drl.plugins.ops.quantized_product import packed_weights
+from drl.plugins.ops.quantized_product import LAYOUT_ATTRIBUTE, packed_weights
 from drl.plugins.ops.schema import Argument, Attribute
 
 
@@ -65,7 +65,7 @@ QUANTIZED_GATHER = Operator(
         Argument("scale", ir.DataType.FLOAT, ("1", "P*32")),
     ),
     outputs=(Argument("rows", ir.DataType.FLOAT, ("B", "T", "K")),),
-    attributes=(Attribute("depth", int, dimension="K"), Attribute("layout", int)),
+    attributes=(Attribute("depth", int, dimension="K"), LAYOUT_ATTRIBUTE),
     reference=reference,
     body=body,
     overloaded=True,

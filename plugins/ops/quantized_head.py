@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from drl.plugins.ops import quantized_linear
 from drl.plugins.ops.operator import Operator
-from drl.plugins.ops.quantized_product import weight_arguments
+from drl.plugins.ops.quantized_product import LAYOUT_ATTRIBUTE, weight_arguments
 from drl.plugins.ops.schema import Argument, Attribute
 
 Float32 = NDArray[np.float32]
@@ -138,7 +138,7 @@ QUANTIZED_HEAD = Operator(
         Attribute("columns", int, dimension="N"),
         Attribute("factor", float),
         Attribute("epsilon", float),
-        Attribute("layout", int),
+        LAYOUT_ATTRIBUTE,
     ),
     reference=reference,
     body=body,

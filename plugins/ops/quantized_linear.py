@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from drl.plugins.ops.activations import GATED, activate, trace_activation
 from drl.plugins.ops.operator import Operator
 from drl.plugins.ops.quantized_product import (
+    LAYOUT_ATTRIBUTE,
     packed_weights,
     product,
     rms_norm,
@@ -121,7 +122,7 @@ QUANTIZED_LINEAR = Operator(
             sizes=_MATRICES,
         ),
         Attribute("epsilon", float),
-        Attribute("layout", int),
+        LAYOUT_ATTRIBUTE,
     ),
     reference=reference,
     body=body,

@@ -12,17 +12,21 @@ from drl.plugins.ops.packing import (
     BLOCK,
     INT4_ZERO,
     INT8_ZERO,
+    LAYOUT,
     PANEL,
     PackedWeights,
     quantize_rows,
     unpack_multipliers,
     unpack_values,
 )
-from drl.plugins.ops.schema import Argument
+from drl.plugins.ops.schema import Argument, Attribute
 
 Float32 = NDArray[np.float32]
 
 _SMALLEST = 2.0**-119
+
+LAYOUT_ATTRIBUTE = Attribute("layout", int, only=LAYOUT)
+"""The attribute of every operator with packed weights that says how they are packed."""
 
 
 def weight_arguments(
@@ -48,7 +52,11 @@ def weight_arguments(
     )
     scales = Argument(f"{start}scale", ir.DataType.FLOAT, (matrices, f"{panels}*{PANEL}"), optional)
     multipliers = Argument(
-        f"{start}multiplier", ir.DataType.UINT8, (matrices, panels, blocks, "32"), optional=True
+        f"{start}multiplier",
+        ir.DataType.UINT8,
+        (matrices, panels, blocks, "32"),
+        optional=True,
+        beside=name,
     )
     return values, scales, multipliers
 

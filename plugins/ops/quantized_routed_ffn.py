@@ -11,6 +11,7 @@ from drl.plugins.ops.activations import GATED, activate, trace_activation
 from drl.plugins.ops.operator import Operator
 from drl.plugins.ops.packing import PackedWeights
 from drl.plugins.ops.quantized_product import (
+    LAYOUT_ATTRIBUTE,
     TracedRows,
     TracedWeights,
     packed_weights,
@@ -179,7 +180,7 @@ QUANTIZED_ROUTED_FFN = Operator(
         *weight_arguments("gate", ("E", "f", "d"), optional=True),
         Argument("up_bias", ir.DataType.FLOAT, ("E", "f"), optional=True),
         Argument("down_bias", ir.DataType.FLOAT, ("E", "d"), optional=True),
-        Argument("gate_bias", ir.DataType.FLOAT, ("E", "f"), optional=True),
+        Argument("gate_bias", ir.DataType.FLOAT, ("E", "f"), optional=True, beside="gate"),
         Argument("residual", ir.DataType.FLOAT, ("B", "T", "d"), optional=True),
     ),
     outputs=(Argument("output", ir.DataType.FLOAT, ("B", "T", "d")),),
@@ -192,7 +193,7 @@ QUANTIZED_ROUTED_FFN = Operator(
             },
         ),
         Attribute("inner", int, dimension="f"),
-        Attribute("layout", int),
+        LAYOUT_ATTRIBUTE,
     ),
     reference=reference,
     body=body,

@@ -176,7 +176,7 @@ ROUTED_FFN = Operator(
         Argument("gate", None, ("E", "d", "f"), optional=True),
         Argument("up_bias", None, ("E", "f"), optional=True),
         Argument("down_bias", None, ("E", "d"), optional=True),
-        Argument("gate_bias", None, ("E", "f"), optional=True),
+        Argument("gate_bias", None, ("E", "f"), optional=True, beside="gate"),
     ),
     outputs=(Argument("output", None, ("B", "T", "d")),),
     attributes=(

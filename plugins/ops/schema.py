@@ -24,6 +24,7 @@ class Argument:
     `dtype` None stands for FT: float32, float16 or bfloat16, the same for all FT arguments of a
     node. `dims` are written as in `drl.plugins.ops.shapes`; an empty tuple is a scalar.
     `other_dims` are those that it has where an optional input is given, by that input's name.
+    An optional input with `beside` may be given only where the input of that name is.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Argument:
     dims: tuple[str, ...]
     optional: bool = False
     other_dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    beside: str | None = None
 
     def __str__(self) -> str:
         return f"{self.name!r} must be [{', '.join(self.dims)}]"
@@ -49,7 +51,7 @@ class Attribute:
 
     A text attribute chooses the body: `choices` maps each value that it may take to the optional
     inputs which that value needs. `dimension` names the symbol that a number stands for; a text
-    stands for the number that `sizes` gives.
+    stands for the number that `sizes` gives. `only` is the one value that there is.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Attribute:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     dimension: str | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    only: AttributeValue | None = None
 
     def size(self, value: AttributeValue) -> int:
         """What the dimension is with this value."""
@@ -124,6 +127,10 @@ class Schema:
                 raise OperatorError(
                     f"{self.name} takes no input {argument.name!r} with {dict(attributes)}"
                 )
+            if argument.name in present and argument.beside not in {None, *present}:
+                raise OperatorError(
+                    f"{self.name} takes no input {argument.name!r} without {argument.beside!r}"
+                )
         return Form(
             self.name,
             tuple(argument.name for argument in self.inputs if argument.name in present),
@@ -186,6 +193,10 @@ class Schema:
                 raise OperatorError(
                     f"{self.name}: attribute {name!r} must be one of "
                     f"{', '.join(attribute.choices)}, got {value!r}"
+                )
+            if attribute.only not in (None, value):
+                raise OperatorError(
+                    f"{self.name}: attribute {name!r} must be {attribute.only!r}, got {value!r}"
                 )
 
     def _check_dtypes(self, inputs: Values) -> ir.DataType:

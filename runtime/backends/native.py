@@ -8,7 +8,7 @@ import re
 import warnings
 from pathlib import Path
 
-from drl.plugins.native import NativeLibraryError, find_library
+from drl.plugins.native import Kernels, NativeLibraryError, find_library
 from drl.runtime.errors import BackendError
 from drl.runtime.manifest import Manifest
 
@@ -28,14 +28,16 @@ def native_operators(manifest: Manifest, version: str) -> Path | None:
         version: ONNX Runtime's.
 
     Raises:
-        BackendError: The library does not load or is another version's; or the bundle needs it and
-            it is missing.
+        BackendError: The library does not load, is another version's, or is told to use
+            instructions that there are not; or the bundle needs it and it is missing.
     """
     try:
         library = find_library()
+        if library.path is not None:
+            Kernels(path=library.path)  # finds an instruction set, as operators of any bundle do
     except NativeLibraryError as error:
         raise BackendError(str(error)) from error
-    if library.path is None and manifest.precision != "fp32":
+    if library.path is None and manifest.quantised:
         if _numbers(version) < _BODIES_SINCE:
             needed = ".".join(map(str, _BODIES_SINCE))
             raise BackendError(

@@ -24,7 +24,7 @@ from drl.runtime.errors import BackendError, BundleError
 from drl.runtime.manifest import REPAIR, GraphInfo
 
 _INSTALL = 'install it with `pip install "drl[cpu]"` or, for NVIDIA GPUs, `pip install "drl[cuda]"`'
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # errors come as exceptions, and need no line of the library's own beside them
 _KEPT_LOGITS = 4 << 20
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 _NEEDED = "1.25"  # the first version with all operators that bundles use
@@ -163,7 +163,7 @@ class OrtBackend:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads.count
         options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY
         spin = "1" if self._threads.spin else "0"
         options.add_session_config_entry("session.intra_op.allow_spinning", spin)
         # Threads that spun on after a step would burn a core each while the engine is idle.
@@ -220,12 +220,38 @@ class OrtBackend:
             if name not in outputs:
                 raise BundleError(f"the decoder is an earlier version's, without {name}; {REPAIR}")
         # A decoder that ranks says no number, as its logits may be left out.
-        count = outputs["logits"].shape[-1]
-        if count != limits.vocab_size and not self._ranks:
+        count = self._count_logits() if self._ranks else outputs["logits"].shape[-1]
+        if count != limits.vocab_size:
             raise BundleError(
                 f"bundle.json: limits.vocab_size is {limits.vocab_size} and the decoder has "
                 f"{count} logits; {REPAIR}"
             )
+
+    def _count_logits(self) -> int:
+        """The size of the vocabulary as a step over one token, on the cheapest path, shows it."""
+        cache, layers = self._manifest.cache, self._manifest.paths[0].layers
+
+        def blocks() -> tuple[Array, ...]:
+            return tuple(
+                np.zeros((1, cache.kv_heads, int(layer in layers), cache.head_dim), cache.dtype)
+                for layer in range(cache.decoder_layers)
+            )
+
+        inputs = StepInputs(
+            path=0,
+            tokens=np.zeros((1, 1), np.int64),
+            lengths=np.zeros(1, np.int32),
+            new_lengths=np.ones(1, np.int32),
+            cross_bias=np.zeros((1, 1), np.float32),
+            cross_keys=blocks(),
+            cross_values=blocks(),
+            past_keys=blocks(),
+            past_values=blocks(),
+        )
+        sources = self._named_inputs(inputs)
+        feeds = {name: sources[name] for name in self._step_inputs}
+        (logits,) = _run(self._decoder.run, ["logits"], feeds)
+        return int(logits.shape[-1])
 
     def _bind(self, inputs: StepInputs) -> "_Binding":
         handle = self._decoder.io_binding()

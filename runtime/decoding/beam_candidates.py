@@ -20,15 +20,45 @@ def best_candidates(member: Member, tokens: Int64, totals: Float32) -> list[Cand
     return _first(totals, totals, tokens, member.search.candidates_needed)
 
 
+def in_order(tokens: Int64, values: Float32) -> tuple[Int64, Float32]:
+    """`[n, c]` tokens and their values, the largest value first, equal ones by token id.
+
+    The order of logits is not yet that of log-probabilities: near-equal logits become equal when
+    the normaliser is taken off. That is seldom, so most calls give back what they are given.
+    """
+    if not (values[:, 1:] >= values[:, :-1]).any():
+        return tokens, values
+    order = np.lexsort((tokens, -values), axis=1)
+    return np.take_along_axis(tokens, order, axis=1), np.take_along_axis(values, order, axis=1)
+
+
+def settled(members: Sequence[Member], values: Float32, floors: Float32) -> bool:
+    """Whether no other token can be among the candidates of a search that does not sample.
+
+    Args:
+        members: The searches of a phase.
+        values: `[n, c]` log-probabilities of all their rows, the largest first.
+        floors: `[n]`: other tokens are this likely or less.
+    """
+    for member in members:
+        if member.sampler is None:
+            last = values[member.places, : member.search.candidates_needed][:, -1]
+            behind = floors[member.places]
+            # One that is as likely as the last would come before it if its id is lower.
+            if ((behind >= last) & (behind > -np.inf)).any():
+                return False
+    return True
+
+
 def weigh_candidates(
-    members: Sequence[Member], tokens: Int64, values: Float32, floors: Float32
+    members: Sequence[Member], values: Float32, floors: Float32
 ) -> list[Float64 | None] | None:
     """How likely the likeliest tokens are to be drawn, for each search that samples.
 
     Args:
         members: The searches of a phase.
-        tokens: `[n, c]` of all their rows; brought into the order of their log-probabilities.
-        values: `[n, c]` these, -inf for tokens that are barred.
+        values: `[n, c]` log-probabilities of all their rows, the largest first, -inf for tokens
+            that are barred.
         floors: `[n]`: other tokens are this likely or less.
 
     Returns:
@@ -41,9 +71,6 @@ def weigh_candidates(
             found.append(None)
             continue
         own = member.places
-        order = np.argsort(-values[own], axis=1, kind="stable")
-        tokens[own] = np.take_along_axis(tokens[own], order, axis=1)
-        values[own] = np.take_along_axis(values[own], order, axis=1)
         weights = member.sampler.weigh(values[own], floors[own])
         if weights is None:
             return None

@@ -35,7 +35,7 @@ class Member:
     def candidates_needed(self) -> int | None:
         """How many of a row's likeliest tokens it needs; None for all."""
         if self.sampler is None:
-            return self.search.candidates_needed
+            return self.search.candidates_needed + 1  # which shows whether the last one has equals
         return self.sampler.candidates_needed
 
 

@@ -10,6 +10,8 @@ from drl.runtime.backends.protocol import StepOutputs
 from drl.runtime.decoding.beam_candidates import (
     best_candidates,
     drawn_candidates,
+    in_order,
+    settled,
     weigh_candidates,
 )
 from drl.runtime.decoding.beam_phase import Member, Phase, beams_of
@@ -92,7 +94,10 @@ class BeamSelector:
         floors -= normalisers
         if phase.processors:
             bar(phase.processors.barred(history), tokens, values)
-        weights = weigh_candidates(phase.members, tokens, values, floors)
+        tokens, values = in_order(tokens, values)
+        if not settled(phase.members, values, floors):
+            return None
+        weights = weigh_candidates(phase.members, values, floors)
         if weights is None:
             return None
         running = phase.running()

@@ -96,8 +96,10 @@ class RankedRows:
 
     def logprob(self, row: int, token: int) -> float:
         """See `StepScores`."""
-        column = (self.ids[row] == token).argmax()
-        return float(self.values[row, column] - self.normalisers[row])
+        columns = np.flatnonzero(self.ids[row] == token)
+        if not len(columns):
+            raise ValueError(f"token {token} is none of the step's candidates in row {row}")
+        return float(self.values[row, columns[0]] - self.normalisers[row])
 
     def top(self, row: int, count: int) -> TopLogprobs:
         """See `StepScores`."""

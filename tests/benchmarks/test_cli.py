@@ -96,3 +96,23 @@ def test_bandwidth_and_products_are_measured() -> None:
     flops, who = floor.matmul_flops(1, (8, 32, 32))
     assert flops > 1e5
     assert who == "ONNX Runtime"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--beside", "{bundle}"], "give --checkpoint as well"),
+        (["--beside", "{bundle}", "--checkpoint", "{bundle}"], "two bundles are called"),
+        (["--first-token", "9999"], "--first-token is beyond the model's"),
+        (["--calibrate", "--beside", "{bundle}"], "without outputs and comparison"),
+        (["--batch", "1" * 5000], "is no list of positive numbers"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(
+    arguments: list[str], message: str, tiny_bundle: Path
+) -> None:
+    given = [argument.format(bundle=tiny_bundle) for argument in arguments]
+    done = CliRunner().invoke(main, [str(tiny_bundle), *given])
+    assert done.exit_code != 0
+    assert message in done.output
+    assert "round" not in done.output

@@ -12,6 +12,7 @@ import pytest
 
 from drl.export import ExportOptions, export, save_checkpoint
 from drl.export import exporter as exporter_module
+from drl.export.bundle_writer import write_json
 from drl.export.model import DualRouterModel
 from drl.export.parity import ParityReport, PathParity, RouteParity
 from drl.runtime.bundle import Bundle
@@ -125,6 +126,13 @@ def test_a_bundle_of_which_nothing_was_compared_is_refused_as_that(
         export(tiny_checkpoint, tmp_path / "bundle")
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_json_has_not_is_never_written(number: float, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"parity\.json cannot be written"):
+        write_json(tmp_path / "parity.json", {"a": [number]})
+    assert _names(tmp_path) == []
+
+
 def _full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -233,7 +241,7 @@ def test_a_skipped_layer_does_no_work(
     full = _executed_layers(bundle, 2, tmp_path)
     assert fast["layers.1"] <= 4  # hands on the states and the empty caches
     assert fast["layers.2"] <= 4
-    assert full["layers.1"] > 20
-    assert full["layers.2"] > 20
+    assert full["layers.1"] > 15
+    assert full["layers.2"] > 15
     for layer in ("layers.0", "layers.3"):
-        assert fast[layer] > 20
+        assert fast[layer] > 15

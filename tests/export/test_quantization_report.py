@@ -2,15 +2,27 @@ import dataclasses
 
 from drl.export.quantization_report import (
     LIMIT,
+    ROW_LIMIT,
     Accuracy,
     LayerFlips,
     PathQuantization,
     QuantizationReport,
 )
 
-PATH = PathQuantization("full", 100, 0.01, 0.2, 90, 50, 49, distance=0.01, noise=0.0)
+PATH = PathQuantization(
+    "full",
+    positions=100,
+    kl_mean=0.01,
+    kl_max=0.2,
+    same=90,
+    clear=50,
+    clear_same=49,
+    distance=0.01,
+    noise=0.0,
+    row_distance=0.1,
+    row_noise=0.0,
+)
 REPORT = QuantizationReport(
-    "int8",
     bytes=61,
     fp32_bytes=242,
     path_choices=4,
@@ -36,6 +48,24 @@ def test_the_distance_decides_on_every_path_and_the_noise_of_the_model_is_allowe
     assert noisy.passed
     for bad in (far, missing):
         assert not dataclasses.replace(REPORT, paths=(PATH, bad)).passed
+
+
+def test_noise_has_a_ceiling() -> None:
+    noisy = dataclasses.replace(PATH, noise=9.0, row_noise=9.0)
+    assert dataclasses.replace(noisy, distance=0.19, row_distance=0.79).passed
+    assert "are 2.1e-01 away (limit 2.0e-01)" in dataclasses.replace(noisy, distance=0.21).failure
+    row = dataclasses.replace(noisy, row_distance=0.81)
+    assert "one row on path full are 8.1e-01 away (limit 8.0e-01)" in row.failure
+
+
+def test_one_row_may_be_further_away_than_all_of_them() -> None:
+    assert dataclasses.replace(PATH, row_distance=0.99 * ROW_LIMIT).passed
+    for far in (1.01 * ROW_LIMIT, float("nan"), float("inf")):
+        assert not dataclasses.replace(PATH, row_distance=far).passed
+
+
+def test_a_fault_fails_whatever_the_distances_are() -> None:
+    assert dataclasses.replace(PATH, fault="x is not y").failure == "x is not y on path full"
 
 
 def test_what_rounding_costs_is_no_failure() -> None:

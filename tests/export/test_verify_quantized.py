@@ -1,5 +1,8 @@
 import dataclasses
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from drl.export.verify_quantized import (
     distances,
     expect_quantized,
 )
-from drl.runtime.backends import open_backend
+from drl.runtime.backends import Backend, StepInputs, StepOutputs, open_backend
 from drl.runtime.bundle import Bundle
 
 
@@ -31,7 +34,7 @@ def compared(bundle: Path, fp32: Expectation, other: Expectation) -> Quantizatio
     """An fp32 bundle, held against eager models as a quantised one would be."""
     backend = open_backend(Bundle.load(bundle))
     try:
-        return compare_quantized(QuantizedExpectation(fp32, other, other), backend, "int8", 1, 4)
+        return compare_quantized(QuantizedExpectation(fp32, other, other), backend, 1, 4)
     finally:
         backend.close()
 
@@ -47,7 +50,7 @@ def test_a_bundle_without_rounding_loses_nothing(tiny_bundle: Path, expected: Ex
     ]
     tokens = 1 + 5 + 12 + 24
     assert [layer.choices for layer in report.layers] == [tokens, 3 * 4 * 36, 4 * 36]
-    assert all(layer.rate < 0.01 for layer in report.layers)
+    assert all(layer.flips < 0.01 * layer.choices for layer in report.layers)
     for path in report.paths:
         assert path.positions == path.same == 4 * 36
         assert path.clear == path.clear_same
@@ -66,7 +69,7 @@ def test_what_another_model_does_is_measured_and_the_rounded_one_decides(
     other = expect(model)
     as_fp32 = compared(tiny_bundle, other, expected)
     assert as_fp32.passed
-    flips = {layer.layer: layer.rate for layer in as_fp32.layers}
+    flips = {layer.layer: layer.flips / layer.choices for layer in as_fp32.layers}
     assert flips["encoder.layers.1"] > 0.2
     assert flips["decoder.layers.3"] > 0.2
     assert all(path.kl_mean > 0.01 and path.same < path.positions for path in as_fp32.paths)
@@ -123,4 +126,145 @@ def test_flips_are_of_real_tokens_and_the_order_of_experts_does_not_count() -> N
     flips.compare([route], {5: np.array([[[1, 0], [2, 0], [3, 3]]], np.int32)})
     flips.compare([route], {5: ids.numpy()})
     (layer,) = flips.by_layer()
-    assert (layer.layer, layer.choices, layer.flips, layer.rate) == ("decoder.layers.5", 4, 1, 0.25)
+    assert (layer.layer, layer.choices, layer.flips) == ("decoder.layers.5", 4, 1)
+
+
+Damage = Callable[[StepInputs, StepOutputs], None]
+
+
+class Damaged:
+    """A backend whose steps are spoiled on their way out."""
+
+    def __init__(self, backend: Backend, damage: Damage) -> None:
+        self._backend = backend
+        self._damage = damage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def step(self, inputs: StepInputs) -> StepOutputs:
+        outputs = self._backend.step(inputs)
+        top = outputs.top
+        if top is not None:
+            top = dataclasses.replace(top, values=top.values.copy(), ids=top.ids.copy())
+        outputs = dataclasses.replace(
+            outputs,
+            logits=outputs.logits.copy(),
+            normalisers=outputs.normalisers.copy(),
+            top=top,
+        )
+        self._damage(inputs, outputs)
+        return outputs
+
+
+@pytest.fixture(scope="module")
+def rounded(tiny_checkpoint: Path) -> QuantizedExpectation:
+    return expect_quantized(load_checkpoint(tiny_checkpoint), "int8")
+
+
+@pytest.fixture(scope="module")
+def backend(quantized_bundle: Path) -> Iterator[Backend]:
+    backend = open_backend(Bundle.load(quantized_bundle))
+    yield backend
+    backend.close()
+
+
+def replace_logits(outputs: StepOutputs, rows: Any, value: float) -> None:
+    """Fill some logits, with normalisers that fit."""
+    outputs.logits[rows] = value
+    sums = torch.from_numpy(outputs.logits).logsumexp(dim=-1)
+    outputs.normalisers[:] = sums.numpy()
+
+
+def no_prefill(inputs: StepInputs, outputs: StepOutputs) -> None:
+    if inputs.tokens.shape[1] > 1 and not inputs.candidates:
+        replace_logits(outputs, ..., 0)
+
+
+def half_a_prefill(inputs: StepInputs, outputs: StepOutputs) -> None:
+    if inputs.tokens.shape[1] > 1 and not inputs.candidates:
+        replace_logits(outputs, (slice(None), slice(2)), 0)
+
+
+def no_steps(inputs: StepInputs, outputs: StepOutputs) -> None:
+    if inputs.tokens.shape[1] == 1 and not inputs.candidates:
+        replace_logits(outputs, ..., 0)
+
+
+def one_row_of_zeros(inputs: StepInputs, outputs: StepOutputs) -> None:
+    if not inputs.candidates:
+        replace_logits(outputs, 1, 0)
+
+
+def one_row_of_nan(_: StepInputs, outputs: StepOutputs) -> None:
+    outputs.logits[0] = np.nan
+
+
+def one_infinite_logit(inputs: StepInputs, outputs: StepOutputs) -> None:
+    if inputs.lengths[0] == 9 and not inputs.candidates:
+        outputs.logits[3, 0, 7] = -np.inf
+
+
+def normalisers_of_nan(_: StepInputs, outputs: StepOutputs) -> None:
+    outputs.normalisers[:] = np.nan
+
+
+def normalisers_of_a_part(_: StepInputs, outputs: StepOutputs) -> None:
+    outputs.normalisers[0] -= 0.01
+
+
+def normalisers_of_candidates(inputs: StepInputs, outputs: StepOutputs) -> None:
+    if inputs.candidates:
+        outputs.normalisers[-1] += 0.01
+
+
+def candidates_exchanged(_: StepInputs, outputs: StepOutputs) -> None:
+    if outputs.top is not None:
+        outputs.top.ids[..., :2] = outputs.top.ids[..., 1::-1]
+
+
+def candidates_of_other_logits(_: StepInputs, outputs: StepOutputs) -> None:
+    if outputs.top is not None:
+        outputs.top.values[0] += 1e-3
+
+
+def none(*_: object) -> None:
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:.* many times slower:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("damage", "failure"),
+    [
+        (none, ""),
+        (no_prefill, "away|candidates"),
+        (half_a_prefill, "away|candidates"),
+        (no_steps, "away|candidates"),
+        (one_row_of_zeros, "away|candidates"),
+        (one_row_of_nan, "^logits are not finite on path fast"),
+        (one_infinite_logit, "^logits are not finite"),
+        (normalisers_of_nan, "^normalisers are not finite"),
+        (normalisers_of_a_part, "^normalisers are not those of the logits"),
+        (normalisers_of_candidates, "^normalisers are not those of the logits"),
+        (candidates_exchanged, "^candidates are not the likeliest tokens"),
+        (candidates_of_other_logits, "^candidates have other logits"),
+    ],
+)
+def test_a_damaged_bundle_fails_on_every_path(
+    damage: Damage, failure: str, rounded: QuantizedExpectation, backend: Backend
+) -> None:
+    report = compare_quantized(rounded, Damaged(backend, damage), 1, 4)
+    assert report.passed == (damage is none)
+    for path in report.paths:
+        assert bool(path.failure) == (damage is not none)
+    assert re.search(failure, report.paths[0].failure)
+
+
+@pytest.mark.filterwarnings("ignore:.* many times slower:RuntimeWarning")
+@pytest.mark.parametrize("damage", [no_prefill, half_a_prefill, no_steps, one_row_of_zeros])
+def test_wrong_logits_fail_by_their_distance_alone(
+    damage: Damage, rounded: QuantizedExpectation, backend: Backend
+) -> None:
+    report = compare_quantized(rounded, Damaged(backend, damage), 1, 4)
+    for path in report.paths:
+        assert dataclasses.replace(path, fault="").failure.startswith("logits of ")

@@ -126,3 +126,12 @@ def test_rows_take_the_experts_they_ask_for_and_no_others(tmp_path: Path) -> Non
     ]
     for number, result in engine.run(requests):
         assert (result.experts is not None) == (number % 2 == 1)
+
+
+def test_a_selector_that_never_chooses_is_an_error_and_not_a_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drl.runtime.decoding.TokenSelector.choose", lambda *_: None)
+    engine, _ = hooked(tmp_path, max_batch_size=1)
+    with pytest.raises(RuntimeError, match="whole rows did not suffice"):
+        engine.generate([[5]], path="full")

@@ -106,3 +106,8 @@ def test_threads_that_share_a_core_get_half_of_their_time() -> None:
         assert machine.share_of_cores(2, seconds=0.05) < 0.6
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_more_threads_than_processors_share_them() -> None:
+    processors = len(machine.available_cpus())
+    assert machine.share_of_cores(4 * processors) == 0.25

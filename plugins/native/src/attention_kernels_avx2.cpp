@@ -1,7 +1,8 @@
 // Attention's loops for processors with AVX2.
 #include "attention_kernels.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+// GCC for Windows does not align vectors on the stack, as their loads and stores demand.
+#if defined(__x86_64__) && defined(__GNUC__) && (!defined(_WIN32) || defined(__clang__))
 
 #include <immintrin.h>
 
@@ -49,8 +50,8 @@ struct Avx2Vector {
     if (count > 8) _mm256_maskstore_ps(y + 8, first(count - 8), high);
   }
 
-  [[gnu::always_inline]] static void prefetch(const float* x) {
-    _mm_prefetch(reinterpret_cast<const char*>(x), _MM_HINT_T0);
+  [[gnu::always_inline]] static void prefetch(uintptr_t address) {
+    _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
   }
 
   float total() const {

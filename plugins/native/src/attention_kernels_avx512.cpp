@@ -1,7 +1,8 @@
 // Attention's loops for processors with AVX-512.
 #include "attention_kernels.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+// GCC for Windows does not align vectors on the stack, as their loads and stores demand.
+#if defined(__x86_64__) && defined(__GNUC__) && (!defined(_WIN32) || defined(__clang__))
 
 #if !defined(__clang__)
 // GCC 12 takes its own "undefined" registers in <immintrin.h> for mistakes. The other instruction
@@ -42,8 +43,8 @@ struct Avx512Vector {
   void store(float* y) const { _mm512_storeu_ps(y, all); }
   void store(float* y, size_t count) const { _mm512_mask_storeu_ps(y, first(count), all); }
 
-  [[gnu::always_inline]] static void prefetch(const float* x) {
-    _mm_prefetch(reinterpret_cast<const char*>(x), _MM_HINT_T0);
+  [[gnu::always_inline]] static void prefetch(uintptr_t address) {
+    _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
   }
 
   float total() const {

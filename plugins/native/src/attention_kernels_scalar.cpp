@@ -31,7 +31,7 @@ struct ScalarVector {
   void store(float* y) const { std::memcpy(y, lanes, sizeof lanes); }
   void store(float* y, size_t count) const { std::memcpy(y, lanes, count * sizeof(float)); }
 
-  static void prefetch(const float*) {}
+  static void prefetch(uintptr_t) {}
 
   float total() const {
     float sums[kFloatLanes];

@@ -28,10 +28,13 @@ inline size_t slots_per_block(size_t width) {
   return (lanes == 0 ? 1 : lanes) * kFloatLanes;
 }
 
-// What is read kAheadFloats after a place in `now`, which has `count` and is followed by `then`.
-inline const float* ahead(const float* now, size_t place, size_t count, const float* then) {
+// Where that lies which is read kAheadFloats after a place in `now`, which has `count` and is
+// followed by `then`. A number, since it may be beyond all arrays, where pointers must not point.
+inline uintptr_t ahead(const float* now, size_t place, size_t count, const float* then) {
   place += kAheadFloats;
-  return place < count ? now + place : then + (place - count);
+  const float* start = place < count ? now : then;
+  return reinterpret_cast<uintptr_t>(start) +
+         (place < count ? place : place - count) * sizeof(float);
 }
 
 // Calls body(0) … body(Count - 1). Loops over registers are written with it: in a loop proper, GCC
@@ -87,8 +90,10 @@ struct ScoreTile {
   // Inlined, since GCC drops calls of functions that only prefetch.
   [[gnu::always_inline]] void prefetch(size_t slot) const {
     const size_t width = head.width;
-    const float* next = ahead(head.keys, slot * width, slots * width, head.values);
-    for (size_t i = 0; i < kTileSlots * width; i += kFloatLanes) Vector::prefetch(next + i);
+    const uintptr_t next = ahead(head.keys, slot * width, slots * width, head.values);
+    for (size_t i = 0; i < kTileSlots * width; i += kFloatLanes) {
+      Vector::prefetch(next + i * sizeof(float));
+    }
   }
 
   template <size_t Rows, bool Rest>
@@ -175,11 +180,13 @@ struct MixTile {
     const float* factors = weights + row * stride;
     const float* values = head.values + first * head.width + column;
     for (size_t slot = first; slot < last; ++slot, values += head.width) {
-      const float* next = ahead(head.values, slot * head.width, slots * head.width, head.next);
+      const uintptr_t next =
+          ahead(head.values, slot * head.width, slots * head.width, head.next) +
+          column * sizeof(float);
       Vector value[Vectors];
       unrolled<Vectors>([&](size_t j) {
         value[j] = load<Rest>(values + j * kFloatLanes, rest);
-        Vector::prefetch(next + column + j * kFloatLanes);
+        Vector::prefetch(next + j * kFloatLanes * sizeof(float));
       });
       unrolled<Rows>([&](size_t i) {
         const Vector factor = Vector::broadcast(factors[i * stride + slot]);

@@ -4,7 +4,7 @@
 namespace drl {
 namespace {
 
-// From this bias down a state counts as masked.
+// From this bias down a state at the end counts as absent.
 constexpr float kMasked = -1e4f;
 
 AttentionPlan plan_of(const drl_cross_attention& call) {
@@ -13,8 +13,8 @@ AttentionPlan plan_of(const drl_cross_attention& call) {
           call.states, call.width};
 }
 
-// States up to the last that is not masked: the others would get a weight of exactly 0. All of
-// them where all are masked.
+// States up to the last that is not masked. The others are padding, which by the operator's
+// contract counts as absent, whatever its keys and values hold. All of them where all are masked.
 size_t visible_states(const float* bias, size_t states) {
   size_t visible = states;
   while (visible > 0 && bias[visible - 1] <= kMasked) --visible;

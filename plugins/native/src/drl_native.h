@@ -1,8 +1,8 @@
 // The C interface of DRL's CPU kernels: what ctypes, ONNX Runtime's shim and other programs call.
 //
 // Every function that can fail returns a drl_status; nothing throws, allocates or keeps state.
-// Matrices are row-major, all floats are float32. What a function writes overlaps nothing that it
-// reads, but for the caches of drl_cached_attention.
+// Matrices are row-major, all floats are float32. Numbers are aligned to their own size. What a
+// function writes overlaps nothing that it reads, but for the caches of drl_cached_attention.
 #ifndef DRL_NATIVE_H
 #define DRL_NATIVE_H
 
@@ -21,18 +21,19 @@ extern "C" {
 
 // Raised whenever a function or a struct of this file changes its meaning.
 #define DRL_NATIVE_ABI_VERSION 2
-// The newest layout of packed weights that these kernels read.
+// The layout of packed weights that these kernels read.
 #define DRL_PACKED_LAYOUT 2
 
 typedef enum drl_status {
   DRL_OK = 0,
-  DRL_BAD_ARGUMENT = 1,         // a size that is not possible, or a null or odd pointer
+  DRL_BAD_ARGUMENT = 1,         // a size or enum that is not possible, or a null or odd pointer
   DRL_UNKNOWN_ISA = 2,          // no such instruction set
   DRL_ISA_UNAVAILABLE = 3,      // an instruction set that this processor lacks
   DRL_WORKSPACE_TOO_SMALL = 4,  //
-  DRL_SHAPES_DIFFER = 5,        // weights that do not fit each other or the call
+  DRL_SHAPES_DIFFER = 5,        // shapes or formats of weights that do not fit the call
   DRL_NO_SUCH_EXPERT = 6,       // an expert id outside [-1, E)
-  DRL_CACHE_FULL = 7            // more tokens than the cache has slots
+  DRL_CACHE_FULL = 7,           // more tokens than the cache has slots
+  DRL_NO_SUCH_ROW = 8           // a row's id outside [0, columns)
 } drl_status;
 
 typedef enum drl_isa { DRL_ISA_SCALAR = 0, DRL_ISA_AVX2 = 1, DRL_ISA_AVX512VNNI = 2 } drl_isa;
@@ -49,7 +50,8 @@ typedef enum drl_activation {
 typedef void (*drl_task)(void* state, size_t index);
 typedef void (*drl_parallel_for)(void* context, size_t count, drl_task task, void* state);
 
-// How a kernel runs. Results do not depend on it, to the last bit.
+// How a kernel runs. Results do not depend on it, to the last bit, where packed weights are in
+// their ranges: q in [-127, 127] in int8, [-7, 7] in int4.
 typedef struct drl_execution {
   drl_isa isa;
   drl_parallel_for parallel_for;  // null: one after the other, on the calling thread
@@ -73,7 +75,8 @@ DRL_EXPORT drl_status drl_default_isa(drl_isa* isa);
 typedef enum drl_format { DRL_FORMAT_INT8 = 0, DRL_FORMAT_INT4 = 1 } drl_format;
 
 // Packed weights: `matrices` matrices of [columns, depth], each as in y = x · Wᵀ; see
-// packed_weights.h for the layout. Values may lie anywhere; a mapped file serves.
+// packed_weights.h for the layout. Values and multipliers may lie at any address, as in a mapped
+// file; scales are aligned as all floats are.
 typedef struct drl_weights {
   drl_format format;
   uint64_t matrices;
@@ -129,10 +132,11 @@ typedef struct drl_head {
   const float* bias;   // [columns], or null
   float factor;
   float* logits;       // [rows, columns], or null: they are not written out
-  size_t k;            // at most the columns; 0 for none
+  size_t k;            // at most the columns; 0 for none. Meant to be small: lists of k are kept
+                       // sorted by insertion
   float* values;       // [rows, k], the largest first, equal ones by column, NaN last
   int32_t* ids;        // [rows, k]
-  float* normalisers;  // [rows]
+  float* normalisers;  // [rows]; their last step is the log of the C library
 } drl_head;
 
 DRL_EXPORT size_t drl_head_workspace_bytes(const drl_head* head);
@@ -166,7 +170,7 @@ DRL_EXPORT drl_status drl_routed_ffn_run(const drl_routed_ffn* layer, drl_worksp
                                          const drl_execution* execution);
 
 // Rows of int8 weights as floats: y[i] is row ids[i] of the one matrix. An id outside [0, columns)
-// is DRL_BAD_ARGUMENT.
+// is DRL_NO_SUCH_ROW, and int4 weights are DRL_SHAPES_DIFFER.
 DRL_EXPORT drl_status drl_gather_rows(const drl_weights* weights, const int64_t* ids, size_t count,
                                       float* y);
 
@@ -192,7 +196,8 @@ DRL_EXPORT drl_status drl_cached_attention_run(const drl_cached_attention* atten
                                                drl_workspace workspace,
                                                const drl_execution* execution);
 
-// The operator drl.CrossAttention: row b attends to all K states of source b / (B / R).
+// The operator drl.CrossAttention: row b attends to the K states of source b / (B / R). States at
+// the end of a source whose bias is -1e4 or lower count as absent, unless all are.
 typedef struct drl_cross_attention {
   size_t rows, sources, tokens, heads, kv_heads, width, states;  // B, R, T, H, N, h, K
   float scale;

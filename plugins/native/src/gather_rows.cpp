@@ -14,7 +14,7 @@ drl_status run(const drl_weights& given, const int64_t* ids, size_t count, float
   const size_t depth = weights.depth();
   for (size_t i = 0; i < count; ++i, y += depth) {
     // A negative one is huge as an unsigned number.
-    if (static_cast<uint64_t>(ids[i]) >= weights.columns()) return DRL_BAD_ARGUMENT;
+    if (static_cast<uint64_t>(ids[i]) >= weights.columns()) return DRL_NO_SUCH_ROW;
     const size_t panel = static_cast<size_t>(ids[i]) / kPanelColumns;
     const size_t column = static_cast<size_t>(ids[i]) % kPanelColumns;
     const uint8_t* values = weights.panel(0, panel).values + column * kQuad;

@@ -59,8 +59,9 @@ struct Head {
     const size_t width = ceil_div(
         panels_per_task(weights.panels(), weights.panel_bytes(), call.rows.count), kChunkPanels);
     const size_t groups = ceil_div(chunks(), width);
+    // Before the tasks: a caller's threads may fail to run some of them.
+    for (size_t group = 0; group < groups; ++group) start_lists(group);
     parallel_for(execution, groups, [&](size_t group) {
-      start_lists(group);
       const size_t first = group * width;
       const size_t last = first + width < chunks() ? first + width : chunks();
       for (size_t chunk = first; chunk < last; ++chunk) one_chunk(group, chunk);

@@ -28,6 +28,11 @@ constexpr size_t kMaxDepth = 131072;
 constexpr int32_t kInt8Bias = 128;
 constexpr int32_t kInt4Bias = 8;
 
+// A caller may hand over any number.
+constexpr bool exists(drl_activation activation) {
+  return static_cast<uint32_t>(activation) <= DRL_ACTIVATION_SILU;
+}
+
 constexpr size_t ceil_div(size_t value, size_t unit) { return (value + unit - 1) / unit; }
 
 // A row of activations before it is quantised: x · norm / sqrt(mean(x²) + epsilon).

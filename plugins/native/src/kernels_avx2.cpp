@@ -1,7 +1,8 @@
 // Kernels for processors with AVX2, which has no 4-way dot product.
 #include "kernels.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+// GCC for Windows does not align vectors on the stack, as their loads and stores demand.
+#if defined(__x86_64__) && defined(__GNUC__) && (!defined(_WIN32) || defined(__clang__))
 
 #include <immintrin.h>
 

@@ -1,7 +1,8 @@
 // Kernels for processors with AVX-512 and its int8 dot product (VNNI).
 #include "kernels.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+// GCC for Windows does not align vectors on the stack, as their loads and stores demand.
+#if defined(__x86_64__) && defined(__GNUC__) && (!defined(_WIN32) || defined(__clang__))
 
 #include <immintrin.h>
 
@@ -44,8 +45,10 @@ inline __m512 load_bytes(const uint8_t* address) {
 
 // With few rows a tile waits for memory, and this is a third faster than leaving it to the
 // processor to guess. Beyond the end it does nothing.
-inline void prefetch(const uint8_t* address) {
-  _mm_prefetch(reinterpret_cast<const char*>(address) + kPrefetchBytes, _MM_HINT_T0);
+inline void prefetch(const uint8_t* now) {
+  // As a number, since it may be beyond the weights, where pointers must not point.
+  const uintptr_t address = reinterpret_cast<uintptr_t>(now) + kPrefetchBytes;
+  _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
 }
 
 struct Avx512VnniMicro {

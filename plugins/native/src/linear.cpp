@@ -114,7 +114,7 @@ struct Linear {
 
 drl_status check(const drl_linear& call, const PackedWeights& weights) {
   if (weights.matrices() > 2) return DRL_SHAPES_DIFFER;
-  if (call.rows.x == nullptr) return DRL_BAD_ARGUMENT;
+  if (call.rows.x == nullptr || !exists(call.activation)) return DRL_BAD_ARGUMENT;
   size_t columns = 0, outputs = 0;
   for (const auto& output : call.outputs) {
     if (output.columns == 0) continue;

@@ -170,10 +170,12 @@ drl_status run(const drl_routed_ffn& call, drl_workspace workspace,
   PackedWeights up, gate, down;
   drl_status status = open_weights(call, &up, &gate, &down);
   if (status != DRL_OK || call.tokens == 0) return status;
-  if (call.x == nullptr || call.y == nullptr) return DRL_BAD_ARGUMENT;
+  if (call.x == nullptr || call.y == nullptr || !exists(call.activation)) return DRL_BAD_ARGUMENT;
   const size_t values = call.tokens * up.depth(), choices = call.tokens * call.choices;
-  std::memset(call.y, 0, values * sizeof(float));
-  if (choices > 0) {
+  const auto clear = [&] { std::memset(call.y, 0, values * sizeof(float)); };
+  if (choices == 0) {
+    clear();
+  } else {
     if (call.expert_ids == nullptr || call.gates == nullptr) return DRL_BAD_ARGUMENT;
     if (workspace.data == nullptr || workspace.bytes < drl_routed_ffn_workspace_bytes(&call)) {
       return DRL_WORKSPACE_TOO_SMALL;
@@ -182,6 +184,7 @@ drl_status run(const drl_routed_ffn& call, drl_workspace workspace,
     Arrays arrays = carve(carver, call);
     status = arrays.groups.sort(call.expert_ids, choices, kernels->tile_rows);
     if (status != DRL_OK) return status;
+    clear();
     if (arrays.groups.active_count() > 0) {
       RoutedFfn{call, execution, *kernels, up, gate, down, arrays}.run();
     }

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from drl.benchmarks.cells import Cell
 from drl.benchmarks.errors import BenchmarkError
 from drl.benchmarks.measure import Settings
-from drl.benchmarks.peers.comparison import agree, compare
+from drl.benchmarks.peers.comparison import agree, check_comparable, compare
 from drl.benchmarks.peers.process import PeerProcess
 from drl.benchmarks.peers.registry import PEERS, PeerSpec, install_lines
+from drl.runtime.bundle import Bundle
 
 FAKE = Path(__file__).with_name("fake_peer.py")
 CELLS = [Cell(2, 6, 4, "full"), Cell(1, 6, 4, "full", 2)]
@@ -32,7 +34,14 @@ def environments(tmp_path: Path) -> Path:
 def test_engines_take_turns_and_are_compared(tiny_bundle: Path, environments: Path) -> None:
     peers = [fake(name) for name in ("slow", "unfit", "dies")] + [fake("absent", "elsewhere")]
     found = compare(
-        environments, [tiny_bundle], environments, CELLS, Settings(3), 1, peers=peers, pause=0.0
+        environments,
+        [Bundle.load(tiny_bundle)],
+        environments,
+        CELLS,
+        Settings(3),
+        1,
+        peers=peers,
+        pause=0.0,
     )
     own = f"drl {tiny_bundle.name}"
     assert [(peer.name, peer.is_ours) for peer in found.peers] == [
@@ -62,7 +71,14 @@ def test_engines_take_turns_and_are_compared(tiny_bundle: Path, environments: Pa
 def test_only_one_path_is_compared(tiny_bundle: Path, environments: Path) -> None:
     cells = [Cell(1, 6, 2, "fast"), Cell(1, 6, 2, "full")]
     found = compare(
-        environments, [tiny_bundle], environments, cells, Settings(1), 1, peers=(), pause=0.0
+        environments,
+        [Bundle.load(tiny_bundle)],
+        environments,
+        cells,
+        Settings(1),
+        1,
+        peers=(),
+        pause=0.0,
     )
     assert [each.cell for each in found.cells] == cells[1:]
 
@@ -70,7 +86,8 @@ def test_only_one_path_is_compared(tiny_bundle: Path, environments: Path) -> Non
 def test_bundles_of_ours_take_turns_too(
     tiny_bundle: Path, environments: Path, tmp_path: Path
 ) -> None:
-    bundles = [tiny_bundle, shutil.copytree(tiny_bundle, tmp_path / "copy")]
+    copy = shutil.copytree(tiny_bundle, tmp_path / "copy")
+    bundles = [Bundle.load(folder) for folder in (tiny_bundle, copy)]
     cells = [Cell(1, 6, 2, "fast")]
     found = compare(environments, bundles, environments, cells, Settings(1), 1, peers=(), pause=0.0)
     assert [(peer.name, peer.is_ours) for peer in found.peers] == [
@@ -78,6 +95,19 @@ def test_bundles_of_ours_take_turns_too(
         ("drl copy", True),
     ]
     assert found.cells[1].agreement is not None  # the dearest path against the path of the cells
+
+
+def test_bundles_that_cannot_be_told_apart_or_read_the_same_are_refused(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(tiny_bundle)
+    check_comparable([bundle], CELLS)
+    with pytest.raises(BenchmarkError, match="two bundles are called"):
+        check_comparable([bundle, bundle], CELLS)
+    limits = replace(bundle.manifest.limits, vocab_size=7)
+    other = Bundle(tiny_bundle, replace(bundle.manifest, limits=limits))
+    with pytest.raises(BenchmarkError, match="a vocabulary of 7 and"):
+        check_comparable([bundle, other], CELLS)
+    with pytest.raises(BenchmarkError, match="give smaller --source and --new"):
+        check_comparable([bundle, bundle], [Cell(1, 10_000, 4, "full")])
 
 
 def test_an_engine_that_hangs_is_ended() -> None:

@@ -196,8 +196,31 @@ void check_gather(size_t columns, size_t depth) {
     require(std::fabs(y[i] - weight) <= 1e-6 * std::fabs(weight), "gather: the weights themselves");
   }
   ids[7] = static_cast<int64_t>(columns);
-  require(drl_gather_rows(&weights, ids.data(), ids.size(), y.data()) == DRL_BAD_ARGUMENT,
+  require(drl_gather_rows(&weights, ids.data(), ids.size(), y.data()) == DRL_NO_SUCH_ROW,
           "gather: no such row");
+}
+
+void check_routed_refusals(const drl_execution& execution) {
+  const Packed up(DRL_FORMAT_INT8, 2, 5, 7), down(DRL_FORMAT_INT8, 2, 7, 5);
+  const std::vector<float> x = draw(7), gates = draw(1), before = draw(7);
+  std::vector<float> y = before;
+  int32_t id = 2;
+  drl_routed_ffn call{};
+  call.up = up.view();
+  call.down = down.view();
+  call.x = x.data();
+  call.expert_ids = &id;
+  call.gates = gates.data();
+  call.tokens = call.choices = 1;
+  call.y = y.data();
+  Memory memory(drl_routed_ffn_workspace_bytes(&call));
+  require(drl_routed_ffn_run(&call, memory.workspace(), &execution) == DRL_NO_SUCH_EXPERT,
+          "no such expert");
+  id = 1;
+  call.activation = static_cast<drl_activation>(5);
+  require(drl_routed_ffn_run(&call, memory.workspace(), &execution) == DRL_BAD_ARGUMENT,
+          "no such activation");
+  require(same(y, before), "a refused call writes nothing");
 }
 
 void check_refusals() {
@@ -218,19 +241,21 @@ void check_refusals() {
               drl_head_run(&head, less.workspace(), &execution) == DRL_WORKSPACE_TOO_SMALL,
           "a workspace that is too small");
   Memory memory(drl_linear_workspace_bytes(&linear));
-  for (int odd = 0; odd < 5; ++odd) {
+  for (int odd = 0; odd < 6; ++odd) {
     drl_linear call = linear;
     if (odd == 0) call.weights.multipliers = nullptr;
     if (odd == 1) call.weights.scales = nullptr;
     if (odd == 2) call.rows.x = nullptr;
     if (odd == 3) call.outputs[0].y = nullptr;
     if (odd == 4) call.weights.depth = 131073;
+    if (odd == 5) call.activation = static_cast<drl_activation>(5);
     require(drl_linear_run(&call, memory.workspace(), &execution) == DRL_BAD_ARGUMENT,
             "an impossible argument");
   }
   head.k = 3;
   require(drl_head_run(&head, memory.workspace(), &execution) == DRL_BAD_ARGUMENT, "no values");
   require(drl_linear_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
+  check_routed_refusals(execution);
 }
 
 }  // namespace

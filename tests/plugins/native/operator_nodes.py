@@ -37,7 +37,7 @@ def weights(form: str, matrices: int, columns: int, depth: int, name: str = "") 
 def linear(
     form: str = "int8",
     activation: str = "none",
-    shape: tuple[int, ...] = (2, 3),
+    shape: tuple[int, int] = (2, 3),
     columns: int = 70,
     depth: int = 37,
     optional: tuple[str, ...] = (),
@@ -216,7 +216,7 @@ def all_nodes() -> Iterator[Node]:
         for optional in (("norm",), ("bias",), ("residual",), ("norm", "bias", "residual")):
             yield linear(form, "gelu_glu", optional=optional)
             yield linear(form, "gelu", optional=optional)
-        for shape in (*SHAPES, (3,), (0,)):
+        for shape in SHAPES:
             yield linear(form, "silu_glu", shape, optional=("norm", "bias", "residual"))
         for given in ((), ("norm",), ("bias",), ("norm", "bias")):
             yield from (projections(form, shape, given) for shape in SHAPES)

@@ -238,6 +238,22 @@ def test_masked_states_weigh_exactly_nothing(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_states_at_the_end_with_a_bias_of_minus_10000_count_as_absent(isa: str) -> None:
+    call = replace(Cross.random((3,), width=24), bias=np.array([[-1e4, -9999, -1e4]], np.float32))
+    np.testing.assert_allclose(call.run(kernels(isa)), call.expected(), **NEAR)
+    assert same_bits(call.run(kernels(isa)), call.row(0, 2).run(kernels(isa)))
+
+    q, keys = np.full((1, 1, 4), 60, np.float32), np.zeros((1, 1, 2, 4), np.float32)
+    keys[..., 1, :] = 60  # a score of 14400
+    values = np.arange(8, dtype=np.float32).reshape(keys.shape)
+    call = Cross(q, keys, values, np.array([[0, -1e4]], np.float32), heads=1, scale=1.0)
+    for value in (5, np.nan):
+        values[0, 0, 1, 0] = value
+        assert same_bits(call.run(kernels(isa)), values[:, :, 0])
+        assert same_bits(call.expected(), values[:, :, 0])
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_a_source_that_is_masked_throughout_gives_the_mean_of_like_states(isa: str) -> None:
     call = Cross.random((40, 3), width=24)
     call.bias[0] = -1e4

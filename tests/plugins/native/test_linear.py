@@ -1,5 +1,7 @@
 """The linear: the same bits for every instruction set, batch and number of threads."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -248,6 +250,29 @@ def test_no_rows_give_no_rows(isa: str) -> None:
         0,
         5,
     )
+
+
+def test_an_activation_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ACTIVATIONS, "none such", 5)
+    for matrices in (1, 2):
+        with pytest.raises(NativeLibraryError, match="an enum has no such value"):
+            Kernels().linear(draw(2, 7), filled("int8", matrices, 5, 7), activation="none such")
+
+
+def test_what_parallel_for_raises_is_raised_after_the_call() -> None:
+    weights, x = filled("int8", 1, 3000, 300), draw(33, 300, seed=1)
+
+    def failing(count: int, task: Callable[[int], None]) -> None:
+        task(0)
+        raise RuntimeError("no threads left")
+
+    native = Kernels(parallel_for=failing)
+    with pytest.raises(RuntimeError, match="no threads left"):
+        native.linear(x, weights)
+    with pytest.raises(RuntimeError, match="no threads left"):
+        native.head(x, weights, 20)
+    few = filled("int8", 1, 5, 7)
+    assert same_bits(native.linear(x[:1, :7], few), Kernels().linear(x[:1, :7], few))
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:

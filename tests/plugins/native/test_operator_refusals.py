@@ -45,9 +45,9 @@ LAYOUTS = [node for node in of_every_operator() if "layout" in node.attributes]
 
 @pytest.mark.parametrize("node", LAYOUTS, ids=str)
 def test_packed_weights_of_another_layout_are_refused_at_loading(node: Node) -> None:
-    sentence = "packed weights of layout 3; this library reads up to 2: install a newer drl"
+    sentence = "packed weights of layout 3; this library reads layout 2: install a newer drl"
     assert f"{node.operator.name}: {sentence}" in refusal(changed(node, "layout", 3))
-    sentence = "packed weights of layout 1; this library reads 2: export the bundle again"
+    sentence = "packed weights of layout 1; this library reads layout 2: export again"
     assert f"{node.operator.name}: {sentence}" in refusal(changed(node, "layout", 1))
 
 
@@ -126,6 +126,10 @@ def test_a_message_gives_the_shape_that_is_needed() -> None:
     assert "multiplier must be [1, 3, 2, 32] and is [1, 3, 1, 32]" in refusal(node)
     node = changed(linear(), "x", np.zeros(37, np.float32))
     assert "x must have 3 dimensions and is [37]" in refusal(node)
+    node = changed(linear(), "x", np.zeros((3, 37), np.float32))
+    assert "QuantizedLinear: x must have 3 dimensions and is [3, 37]" in refusal(node)
+    node = changed(routed_ffn(), "up", np.zeros((4, 3), np.uint8))
+    assert "up must have 5 or 6 dimensions and is [4, 3]" in refusal(node)
 
 
 def test_a_gate_must_fit_the_activation() -> None:
@@ -161,9 +165,41 @@ def test_a_token_that_has_no_row_is_refused() -> None:
 
 def test_a_cache_without_room_is_refused() -> None:
     node = cached_attention((2, 3), longest=5)  # of 10 slots
-    for lengths, wrong in (([8, 0], 8), ([0, -1], -1)):
-        message = refusal(changed(node, "lengths", np.array(lengths, np.int32)))
-        assert f"CachedAttention: lengths has {wrong}, not in [0, 7]" in message
+    message = refusal(changed(node, "lengths", np.array([8, 0], np.int32)))
+    assert "CachedAttention: 8 tokens and 3 new tokens, and the cache has 10 slots" in message
+    message = refusal(changed(node, "lengths", np.array([0, -1], np.int32)))
+    assert "CachedAttention: lengths has -1" in message
+    for past in ("past_k", "past_v"):
+        node = changed(node, past, node.inputs[past][:, :, :1])
+    message = refusal(changed(node, "lengths", np.array([0, 0], np.int32)))
+    assert "CachedAttention: 0 tokens and 3 new tokens, and the cache has 1 slot" in message
+
+
+def test_a_depth_that_no_sum_can_have_is_refused() -> None:
+    node = linear()
+    for depth in (0, 131073):
+        x = np.zeros((2, 3, depth), np.float32)
+        sentence = f"weight must have a depth in [1, 131072] and has {depth}"
+        assert f"QuantizedLinear: {sentence}" in refusal(changed(node, "x", x))
+
+
+def test_a_dimension_that_must_not_be_empty_is_named() -> None:
+    node = cross_attention()
+    none = {name: node.inputs[name][:, :, :0] for name in ("k", "v")}
+    none["bias"] = node.inputs["bias"][:, :0]
+    message = refusal(replace(node, inputs={**node.inputs, **none}))
+    assert "CrossAttention: k must have at least one state and is [2, 2, 0, 8]" in message
+    flat = {name: node.inputs[name][..., :0] for name in ("q", "k", "v")}
+    message = refusal(replace(node, inputs={**node.inputs, **flat}))
+    assert "k must have at least one number in a head and is [2, 2, 11, 0]" in message
+    node = cached_attention()
+    flat = {name: node.inputs[name][..., :0] for name in ("q", "k", "v", "past_k", "past_v")}
+    message = refusal(replace(node, inputs={**node.inputs, **flat}))
+    assert "past_k must have at least one number in a head and is [2, 2, 10, 0]" in message
+    node = expert_route()
+    flat = {"hidden": node.inputs["hidden"][..., :0], "weight": node.inputs["weight"][:0]}
+    message = refusal(replace(node, inputs={**node.inputs, **flat}))
+    assert "hidden must have at least one number in a state and is [2, 3, 0]" in message
 
 
 def test_heads_must_share_keys_evenly() -> None:

@@ -73,3 +73,10 @@ def test_one_that_dropped_the_interface_is_told_that_drl_is_too_old(version: str
         f"ONNX Runtime {version} does not offer version 25 of its interface any more, which drl's "
         "native operators need; install a newer drl"
     ]
+
+
+def test_one_that_dropped_all_older_interfaces_is_told_through_a_newer_one() -> None:
+    status, messages, asked = register("1.99.0", lambda number: number >= 40)
+    assert status == A_STATUS
+    assert "does not offer version 25 of its interface any more" in messages[0]
+    assert max(asked) == 40

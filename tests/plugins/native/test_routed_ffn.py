@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drl.plugins.native import Kernels, NativeLibraryError
-from drl.plugins.native.kernels import ParallelFor, RoutedWeights
+from drl.plugins.native.kernels import ACTIVATIONS, ParallelFor, RoutedWeights
 from drl.plugins.ops import ROUTED_FFN
 from drl.plugins.ops.packing import Format
 from tests.plugins.native.arithmetic import Float32, same_bits
@@ -230,6 +230,21 @@ def test_an_expert_that_does_not_exist_is_refused(expert: int, tokens: int) -> N
     inputs["expert_ids"][0, -1, 0] = expert
     with pytest.raises(NativeLibraryError, match=r"outside of \[-1, experts\)"):
         run(Kernels(), inputs, weights, "relu")
+
+
+def test_an_activation_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ACTIVATIONS, "none such", 5)
+    inputs, weights = layer(4, 3, 8, 8, 4, 1, gated=False)
+    x, ids, gates = (inputs[name][0] for name in ("hidden", "expert_ids", "gates"))
+    with pytest.raises(NativeLibraryError, match="an enum has no such value"):
+        Kernels().routed_ffn(x, ids, gates, weights, "none such")
+
+
+def test_expert_ids_of_another_rank_are_refused() -> None:
+    inputs, weights = layer(4, 3, 8, 8, 4, 1, gated=False)
+    x, ids, gates = (inputs[name][0] for name in ("hidden", "expert_ids", "gates"))
+    with pytest.raises(NativeLibraryError, match=r"must be \(3, choices\), got \(3,\)"):
+        Kernels().routed_ffn(x, ids[:, 0], gates[:, 0], weights, "relu")
 
 
 def test_weights_that_do_not_fit_each_other_are_refused() -> None:

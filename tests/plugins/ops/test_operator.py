@@ -342,6 +342,27 @@ RELU, SILU_GLU = {"activation": "relu"}, {"activation": "silu_glu"}
             "QuantizedRoutedFFN lacks its input 'gate_scale'",
             id="gate-without-scale",
         ),
+        pytest.param(
+            QUANTIZED_ROUTED_FFN,
+            [*_routed_inputs(), *[None] * 7, value("gate_bias", FP32, 4, 45)],
+            ROUTED,
+            "QuantizedRoutedFFN takes no input 'gate_bias' without 'gate'",
+            id="gate-bias-without-gate",
+        ),
+        pytest.param(
+            QUANTIZED_ROUTED_FFN,
+            [*_routed_inputs(), *[None] * 4, value("gate_multiplier", UINT8, 4, 2, 2, 32)],
+            ROUTED,
+            "QuantizedRoutedFFN takes no input 'gate_multiplier' without 'gate'",
+            id="gate-multiplier-without-gate",
+        ),
+        pytest.param(
+            QUANTIZED_LINEAR,
+            linear_inputs(),
+            {**LINEAR, "layout": 3},
+            "QuantizedLinear: attribute 'layout' must be 2, got 3",
+            id="another-layout",
+        ),
     ],
 )
 def test_emit_refuses_what_does_not_fit_the_schema(

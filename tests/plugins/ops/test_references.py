@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from drl.plugins.ops import (
     CACHED_ATTENTION,
+    CROSS_ATTENTION,
     EXPERT_ROUTE,
     GROUP_ROUTE,
     PATH_SCORE,
@@ -29,6 +30,34 @@ def f32(values: object, *shape: int) -> Array:
     """An array with the shape of the nested lists, or the shape given."""
     array = np.array(values, np.float32)
     return array.reshape(shape) if shape else array
+
+
+@pytest.mark.parametrize(
+    ("bias", "expected"),
+    [
+        ([0, -1e4], 1),
+        ([-1e4, -9999, -1e4], 1 + math.e / (1 + math.e)),
+        ([-1e4, -1e4], 1.5),
+        ([-2e4, 0, -np.inf], 2),
+    ],
+)
+def test_cross_attention_takes_states_at_the_end_as_absent(
+    bias: list[float], expected: float
+) -> None:
+    """Keys are all alike and values 1, 2, …: bias alone says what is seen of them."""
+    keys = np.ones((1, 1, len(bias), 1), np.float32)
+    values = np.arange(1, len(bias) + 1, dtype=np.float32).reshape(keys.shape)
+    y = CROSS_ATTENTION.reference(
+        np.ones((1, 1, 1), np.float32), keys, values, f32([bias]), num_heads=1, scale=1.0
+    )
+    np.testing.assert_allclose(y.item(), expected, rtol=1e-6)
+
+
+def test_cross_attention_does_not_look_at_absent_states() -> None:
+    keys, values = f32([0, 60], 1, 1, 2, 1), f32([3, np.nan], 1, 1, 2, 1)
+    q, bias = np.full((1, 1, 1), 240, np.float32), f32([[0, -1e4]])  # a score of 14400
+    y = CROSS_ATTENTION.reference(q, keys, values, bias, num_heads=1, scale=1.0)
+    np.testing.assert_array_equal(y, [[[3]]])
 
 
 def test_group_route_looks_up_rows() -> None:

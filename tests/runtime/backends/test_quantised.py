@@ -172,7 +172,7 @@ def test_weights_of_a_newer_layout_are_one_line(quantised: Path, tmp_path: Path)
     with pytest.raises(BackendError) as caught:
         OrtBackend(copy, threads=1)
     assert str(caught.value) == (
-        "decoder.onnx has packed weights of layout 9; this library reads up to 2: "
+        "decoder.onnx has packed weights of layout 9; this library reads layout 2: "
         "install a newer drl"
     )
 
@@ -193,9 +193,44 @@ def test_a_decoder_without_its_rankings_is_refused(quantised: Path, tmp_path: Pa
         OrtBackend(dataclasses.replace(copy, manifest=manifest), threads=1)
 
 
+@needs_library
+def test_the_vocabulary_must_be_the_decoder_s(quantised: Path, engine: Engine) -> None:
+    bundle = Bundle.load(quantised)
+    right = bundle.manifest.limits.vocab_size
+    for wrong in (right - 1, right + 1):
+        limits = dataclasses.replace(bundle.manifest.limits, vocab_size=wrong)
+        manifest = dataclasses.replace(bundle.manifest, limits=limits)
+        message = rf"limits\.vocab_size is {wrong} and the decoder has {right} logits; run"
+        with pytest.raises(BundleError, match=message):
+            OrtBackend(dataclasses.replace(bundle, manifest=manifest), threads=1)
+
+
+@needs_library
+@pytest.mark.parametrize("fixture", ["tiny_bundle", "quantised"])
+def test_unknown_instructions_are_one_line(
+    fixture: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRL_NATIVE_ISA", "avx9")
+    with pytest.raises(BackendError) as caught:
+        Engine.from_bundle(request.getfixturevalue(fixture))
+    assert str(caught.value) == "DRL_NATIVE_ISA must be avx512vnni, avx2 or scalar"
+
+
+def test_operators_and_not_the_precision_tell_that_kernels_are_needed(
+    quantised: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "find_library", lambda: MISSING)
+    fp32 = dataclasses.replace(Bundle.load(tiny_bundle).manifest, precision="int8")
+    int8 = dataclasses.replace(Bundle.load(quantised).manifest, precision="fp32")
+    assert not fp32.quantised
+    assert native.native_operators(fp32, "1.26.0") is None
+    with pytest.raises(BackendError, match="needs ONNX Runtime"):
+        native.native_operators(int8, "1.26.0")
+
+
 @pytest.mark.parametrize("fixture", ["tiny_bundle", "quantised"])
 def test_a_graph_that_fails_is_a_backend_error(
-    fixture: str, request: pytest.FixtureRequest
+    fixture: str, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
 ) -> None:
     backend = OrtBackend(Bundle.load(request.getfixturevalue(fixture)), threads=1)
     tokens = np.full((1, 2), 10_000, np.int64)  # no such token
@@ -204,6 +239,7 @@ def test_a_graph_that_fails_is_a_backend_error(
     ) as caught:
         backend.encode(tokens, np.full(1, 2, np.int32), np.ones(1, np.float32))
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""  # the exception says it all
 
 
 def set_layout(model: onnx.ModelProto) -> None:

@@ -13,7 +13,7 @@
 
 namespace drl::ort {
 
-static_assert(sizeof(void*) == 8, "ONNX Runtime's calling convention is the compiler's own here");
+static_assert(sizeof(void*) == 8, "DRL's native kernels need a 64-bit system");
 
 // Version N of the interface came with ONNX Runtime 1.N. This is the first release that has
 // everything that bundles need, and the first that the operators are tested with.

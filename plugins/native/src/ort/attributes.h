@@ -68,11 +68,11 @@ class Attributes {
     const int64_t layout = count("layout");
     if (layout > DRL_PACKED_LAYOUT) {
       failure_.say("packed weights of layout %" PRId64
-                   "; this library reads up to %d: install a newer drl",
+                   "; this library reads layout %d: install a newer drl",
                    layout, DRL_PACKED_LAYOUT);
     } else if (layout < DRL_PACKED_LAYOUT) {
       failure_.say("packed weights of layout %" PRId64
-                   "; this library reads %d: export the bundle again",
+                   "; this library reads layout %d: export again",
                    layout, DRL_PACKED_LAYOUT);
     }
   }

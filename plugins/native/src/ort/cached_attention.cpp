@@ -42,7 +42,7 @@ struct CachedAttention {
     const float* past_k = call.values<float>(kPastK, cache);
     const float* past_v = call.values<float>(kPastV, cache);
     attention.lengths = call.values<int32_t>(kLengths, {batch});
-    const int64_t slots = steps + longest(call, attention.lengths, batch, capacity - steps);
+    const int64_t slots = steps + longest(call, attention.lengths, batch, steps, capacity);
     const Tensor bias = call.tensor(kBias);
     if (bias.given) {
       attention.bias_rows = bias.rank > 0 && bias.dims[0] == 1 ? 1 : static_cast<size_t>(batch);
@@ -61,6 +61,7 @@ struct CachedAttention {
     attention.keys = continued(call, 1, cache, past_k);
     attention.values = continued(call, 2, cache, past_v);
     if (attention.rows * attention.tokens > 0) {
+      call.check_some(kPastK, past, 3, "number in a head");
       call.run(attention, drl_cached_attention_workspace_bytes, drl_cached_attention_run);
     }
   }
@@ -69,13 +70,19 @@ struct CachedAttention {
   float scale = 0;
 
  private:
-  // The most tokens that a row has in the cache; no row may have more than `most`.
-  static int64_t longest(Call& call, const int32_t* lengths, int64_t batch, int64_t most) {
+  // The most tokens that a row has in the cache, where there is room for the new ones.
+  static int64_t longest(Call& call, const int32_t* lengths, int64_t batch, int64_t steps,
+                         int64_t capacity) {
     int64_t found = 0;
     for (int64_t row = 0; call.ok() && row < batch; ++row) {
-      if (lengths[row] < 0 || lengths[row] > most) {
-        call.failure().say("lengths has %d, not in [0, %" PRId64 "]: the cache has no room",
-                           lengths[row], most);
+      if (lengths[row] < 0) {
+        call.failure().say("lengths has %d, and there are no fewer tokens than none",
+                           lengths[row]);
+      } else if (lengths[row] > capacity - steps) {
+        call.failure().say("%d tokens and %" PRId64 " new token%s, and the cache has %" PRId64
+                           " slot%s",
+                           lengths[row], steps, steps == 1 ? "" : "s", capacity,
+                           capacity == 1 ? "" : "s");
       } else if (lengths[row] > found) {
         found = lengths[row];
       }

@@ -62,10 +62,21 @@ class Call {
   Tensor tensor(size_t index, size_t least_rank, size_t most_rank) {
     const Tensor found = tensor(index);
     if (ok() && !(found.given && least_rank <= found.rank && found.rank <= most_rank)) {
-      failure_.say("%s must have %zu dimensions and is %s", name(index), most_rank,
+      char ranks[32];
+      std::snprintf(ranks, sizeof ranks, least_rank == most_rank ? "%zu" : "%zu or %zu",
+                    least_rank, most_rank);
+      failure_.say("%s must have %s dimensions and is %s", name(index), ranks,
                    text(found).c_str());
     }
     return ok() ? found : Tensor();
+  }
+
+  // Refuses an input with a dimension of 0 that the kernel cannot do without; `what` says of what.
+  void check_some(size_t index, const Tensor& tensor, size_t axis, const char* what) {
+    if (ok() && tensor.dims[axis] == 0) {
+      failure_.say("%s must have at least one %s and is %s", name(index), what,
+                   text(tensor).c_str());
+    }
   }
 
   // The values of an input of this shape; null where the node may leave it out and does.

@@ -46,6 +46,8 @@ struct CrossAttention {
     attention.scale = scale;
     attention.y = call.output<float>(0, output);
     if (attention.rows * attention.tokens > 0) {
+      call.check_some(kK, keys, 2, "state");
+      call.check_some(kK, keys, 3, "number in a head");
       call.run(attention, drl_cross_attention_workspace_bytes, drl_cross_attention_run);
     }
   }

@@ -54,6 +54,7 @@ struct ExpertRoute {
     route.expert_ids = call.output<int32_t>(0, chosen);
     route.gates = call.output<float>(1, chosen);
     if (chosen.count() > 0) {
+      call.check_some(kHidden, hidden, 2, "number in a state");
       call.run(route, drl_expert_route_workspace_bytes, drl_expert_route_run);
     }
   }

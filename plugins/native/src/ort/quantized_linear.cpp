@@ -25,9 +25,9 @@ struct QuantizedLinear {
   }
 
   void compute(Call& call) const {
-    const Tensor x = call.tensor(kX, 2, 3);
+    const Tensor x = call.tensor(kX, 3);
     if (!call.ok()) return;
-    const int64_t depth = x.dims[x.rank - 1], matrices = activation.gated ? 2 : 1;
+    const int64_t depth = x.dims[2], matrices = activation.gated ? 2 : 1;
     const Shape y = x.with_last(columns);
     drl_linear linear{};
     linear.weights = read_weights(call, {kWeight, kScale, kMultiplier}, matrices, columns, depth);

@@ -13,12 +13,25 @@ constexpr Tables (*kOperators[])() = {cached_attention,      cross_attention,
                                       quantized_head,        quantized_linear,
                                       quantized_projections, quantized_routed_ffn};
 
+constexpr uint32_t kMostVersions = 1000;
+
 // Whether a version such as "1.25.1" has the interface of version kApiVersion.
 bool recent(const char* version) {
   char* end = nullptr;
   const long major = std::strtol(version, &end, 10);
   const long minor = *end == '.' ? std::strtol(end + 1, nullptr, 10) : 0;
   return major > 1 || (major == 1 && minor >= static_cast<long>(kApiVersion));
+}
+
+// Any table of functions, since the one that makes a status stands first in all of them. The first
+// version is in every ONNX Runtime so far; later ones are asked for in case one drops it. An older
+// ONNX Runtime is asked for nothing newer than itself: it would print a warning of its own.
+const Api* any_table(const ApiBase& base, uint32_t versions) {
+  for (uint32_t version = 1; version < versions; ++version) {
+    const Api* api = base.GetApi(version);
+    if (api != nullptr) return api;
+  }
+  return nullptr;
 }
 
 Status* refuse(const ApiBase& base) {
@@ -35,10 +48,11 @@ Status* refuse(const ApiBase& base) {
                   "upgrade it",
                   kApiVersion, version);
   }
-  // The function that makes a status stands first in every version.
-  const Api* oldest = base.GetApi(1);
-  if (oldest == nullptr) oldest = base.GetApi(17);
-  return oldest == nullptr ? nullptr : CreateStatus::call(*oldest, ErrorCode::kFail, line);
+  const Api* api = any_table(base, recent(version) ? kMostVersions : kApiVersion);
+  if (api != nullptr) return CreateStatus::call(*api, ErrorCode::kFail, line);
+  // Without any table nothing can be reported, and null would mean success.
+  std::fprintf(stderr, "%s\n", line);
+  std::abort();
 }
 
 Status* add_operators(const Api& api, SessionOptions* options) {

@@ -7,6 +7,7 @@ namespace drl::ort {
 
 constexpr int64_t kPanel = 32;  // columns that are packed together
 constexpr int64_t kBlock = 32;  // of the depth, with a multiplier each in int4
+constexpr int64_t kMostDepth = 131072;  // sums of more could leave int32
 constexpr size_t kNone = SIZE_MAX;
 
 // Where a node has the parts of packed weights. Without multipliers they are int8, else int4.
@@ -18,6 +19,10 @@ inline drl_weights read_weights(Call& call, const WeightInputs& inputs, int64_t 
                                 int64_t columns, int64_t depth) {
   const int64_t panels = (columns + kPanel - 1) / kPanel, blocks = (depth + kBlock - 1) / kBlock;
   drl_weights weights{};
+  if (depth < 1 || depth > kMostDepth) {
+    call.failure().say("%s must have a depth in [1, %" PRId64 "] and has %" PRId64,
+                       call.name(inputs.values), kMostDepth, depth);
+  }
   weights.matrices = static_cast<uint64_t>(matrices);
   weights.columns = static_cast<uint64_t>(columns);
   weights.depth = static_cast<uint64_t>(depth);
