@@ -1,6 +1,7 @@
 """Results as a PNG, drawn by matplotlib."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,47 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     Raises:
         BenchmarkError: matplotlib is not installed.
     """
+    _draw_all(
+        [[(f"{run.name}: {panel.title}", panel) for panel in panels(run)] for run in runs], path
+    )
+
+
+def plot_peers(run: Run, path: Path) -> None:
+    """Draw a compared run's whole generations, a chart for each, as they are far apart.
+
+    Raises:
+        BenchmarkError: matplotlib is not installed.
+    """
+    assert run.comparison is not None
+    found = run.comparison.cells
+    longest = max(each.cell.new for each in found)
+    whole = tuple(each for each in found if each.cell.new == longest)
+    apart = panels(replace(run, cells=(), comparison=replace(run.comparison, cells=whole)))
+    search = [panel.title.rpartition(", ")[2] for panel in apart]
+    charts = [
+        (f"{name}, {group.label}", replace(panel, groups=(replace(group, label=""),)))
+        for name, panel in zip(search, apart, strict=True)
+        for group in panel.groups
+    ]
+    _draw_all([charts], path, columns=3)
+
+
+def _draw_all(charts: Sequence[Sequence[tuple[str, Panel]]], path: Path, columns: int = 2) -> None:
+    """Draw titled charts, those of a run from the left of a new row on."""
     check_matplotlib()
     from matplotlib.figure import Figure
 
-    drawn = [(run, panels(run)) for run in runs]
-    columns = 2
     rows = [
-        (run, found[first : first + columns])
-        for run, found in drawn
+        found[first : first + columns]
+        for found in charts
         for first in range(0, len(found), columns)
     ]
-    heights = [max(_height(panel) for panel in found) for _, found in rows]
+    heights = [max(_height(panel) for _, panel in found) for found in rows]
     figure = Figure(figsize=(columns * _COLUMN, sum(heights)), dpi=110, layout="constrained")
     grid = figure.add_gridspec(len(rows), columns, height_ratios=heights)
-    for row, (run, found) in enumerate(rows):
-        for column, panel in enumerate(found):
-            _draw(figure.add_subplot(grid[row, column]), panel, f"{run.name}: {panel.title}")
+    for row, found in enumerate(rows):
+        for column, (title, panel) in enumerate(found):
+            _draw(figure.add_subplot(grid[row, column]), panel, title)
     figure.savefig(path)
 
 

@@ -1,16 +1,15 @@
 """Puts results together: `python -m drl.benchmarks.publish A.json B.json TARGET`.
 
 Writes TARGET.json, TARGET.md, TARGET.html and TARGET.png of all runs, with what they say about the
-goals of `targets`, and TARGET-peers.png of those that were compared with other engines.
+goals of `targets`, and TARGET-peers.png of the run that was compared with the most other engines.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from drl.benchmarks.findings import read_json
-from drl.benchmarks.plot import plot
+from drl.benchmarks.plot import plot_peers
 from drl.benchmarks.writing import check_outputs, write_outputs
 from drl.runtime.commands.common import clean_errors
 
@@ -31,9 +30,10 @@ def main(results: tuple[Path, ...], target: Path) -> None:
         runs, json=files["json"], text=files["md"], html=files["html"], png=png, with_goals=True
     )
     written = [*files.values(), png]
-    if compared := [replace(run, cells=()) for run in runs if run.comparison is not None]:
+    compared = [(len(run.comparison.peers), run) for run in runs if run.comparison is not None]
+    if compared:
         written.append(target.with_name(f"{target.name}-peers.png"))
-        plot(compared, written[-1])
+        plot_peers(max(compared, key=lambda pair: pair[0])[1], written[-1])
     for file in written:
         click.echo(file)
 

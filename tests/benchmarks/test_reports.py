@@ -157,16 +157,18 @@ def test_publishing_puts_runs_together(tmp_path: Path, monkeypatch: pytest.Monke
     write_json([made_up_run("a")], tmp_path / "a.json")
     write_json([made_up_run("b", compared=False)], tmp_path / "b.json")
     monkeypatch.setattr("drl.benchmarks.writing.check_matplotlib", lambda: None)
-    for module in ("writing", "publish"):
-        monkeypatch.setattr(
-            f"drl.benchmarks.{module}.plot", lambda runs, path: path.write_text(str(len(runs)))
-        )
+    monkeypatch.setattr(
+        "drl.benchmarks.writing.plot", lambda runs, path: path.write_text(str(len(runs)))
+    )
+    monkeypatch.setattr(
+        "drl.benchmarks.publish.plot_peers", lambda run, path: path.write_text(run.name)
+    )
     files = [str(tmp_path / name) for name in ("a.json", "b.json", "all")]
     done = CliRunner().invoke(publish, files)
     assert done.exit_code == 0, done.output
     assert [run.name for run in read_json(tmp_path / "all.json")] == ["a", "b"]
     assert (tmp_path / "all.png").read_text() == "2"
-    assert (tmp_path / "all-peers.png").read_text() == "1"
+    assert (tmp_path / "all-peers.png").read_text() == "a"
     assert (tmp_path / "all.md").read_text().startswith("## Goals")
     assert {file.name for file in tmp_path.glob("all.*")} == {
         "all.json",
