@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from drl.benchmarks.charts import Panel, panels
+from drl.benchmarks.charts import Group, Panel, panels
 from drl.benchmarks.errors import BenchmarkError
 from drl.benchmarks.findings import Run
 
@@ -48,13 +48,17 @@ def plot_peers(run: Run, path: Path) -> None:
     longest = max(each.cell.new for each in found)
     whole = tuple(each for each in found if each.cell.new == longest)
     apart = panels(replace(run, cells=(), comparison=replace(run.comparison, cells=whole)))
-    search = [panel.title.rpartition(", ")[2] for panel in apart]
     charts = [
-        (f"{name}, {group.label}", replace(panel, groups=(replace(group, label=""),)))
-        for name, panel in zip(search, apart, strict=True)
+        (f"{panel.title.rpartition(', ')[2]}, {group.label}", _alone(panel, group))
+        for panel in apart
         for group in panel.groups
     ]
     _draw_all([charts], path, columns=3)
+
+
+def _alone(panel: Panel, group: Group) -> Panel:
+    """A chart of one group, without the heading that told it from others."""
+    return replace(panel, groups=(replace(group, label=""),))
 
 
 def _draw_all(charts: Sequence[Sequence[tuple[str, Panel]]], path: Path, columns: int = 2) -> None:

@@ -28,7 +28,7 @@ INT8_ZERO, INT4_ZERO = 128, 8
 
 _INT8_MOST, _INT4_MOST, _MULTIPLIER_MOST = 127, 7, 255
 # Below this a row counts as zeros: 127 divided by anything smaller would overflow.
-_SMALLEST = np.float32(2.0**-119)
+SMALLEST = np.float32(2.0**-119)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +205,7 @@ def quantize_rows(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], Float32]:
     """
     largest = np.abs(x).max(axis=-1, initial=0)
     finite = np.isfinite(largest)
-    used = finite & (largest >= _SMALLEST)
+    used = finite & (largest >= SMALLEST)
     safe = np.where(used, largest, np.float32(1)).astype(np.float32)
     rows = np.where(used[..., None], x, np.float32(0))
     values = np.rint(rows * (np.float32(127) / safe)[..., None]).astype(np.int8)

@@ -14,6 +14,7 @@ from drl.plugins.ops.packing import (
     INT8_ZERO,
     LAYOUT,
     PANEL,
+    SMALLEST,
     PackedWeights,
     quantize_rows,
     unpack_multipliers,
@@ -22,8 +23,6 @@ from drl.plugins.ops.packing import (
 from drl.plugins.ops.schema import Argument, Attribute
 
 Float32 = NDArray[np.float32]
-
-_SMALLEST = 2.0**-119
 
 LAYOUT_ATTRIBUTE = Attribute("layout", int, only=LAYOUT)
 """The attribute of every operator with packed weights that says how they are packed."""
@@ -146,7 +145,7 @@ def trace_rows(op: onnxscript.OpBuilder, x: ir.Value) -> TracedRows:
     poison = op.ReduceSum(op.Sub(x, x), [-1], keepdims=1)
     finite = op.Where(op.IsNaN(poison), 0.0, x)
     largest = op.ReduceMax(op.Abs(finite), [-1], keepdims=1)
-    used = op.GreaterOrEqual(largest, _SMALLEST)
+    used = op.GreaterOrEqual(largest, float(SMALLEST))
     divisor = op.Where(used, largest, 1.0)
     rows = op.Where(used, finite, 0.0)
     values = op.Round(op.Mul(rows, op.Div(127.0, divisor)))

@@ -1,13 +1,14 @@
 // Packed weights among the inputs of a node.
 #pragma once
 
+#include "../kernels.h"
 #include "call.h"
 
 namespace drl::ort {
 
-constexpr int64_t kPanel = 32;  // columns that are packed together
-constexpr int64_t kBlock = 32;  // of the depth, with a multiplier each in int4
-constexpr int64_t kMostDepth = 131072;  // sums of more could leave int32
+// The kernels' sizes as ONNX Runtime counts.
+constexpr int64_t kPanel = kPanelColumns, kBlock = drl::kBlock, kQuad = drl::kQuad;
+constexpr int64_t kMostDepth = kMaxDepth;
 constexpr size_t kNone = SIZE_MAX;
 
 // Where a node has the parts of packed weights. Without multipliers they are int8, else int4.
@@ -32,8 +33,8 @@ inline drl_weights read_weights(Call& call, const WeightInputs& inputs, int64_t 
   }
   weights.format = weights.multipliers == nullptr ? DRL_FORMAT_INT8 : DRL_FORMAT_INT4;
   const Shape values = weights.format == DRL_FORMAT_INT8
-                           ? Shape{matrices, panels, (depth + 3) / 4, kPanel, 4}
-                           : Shape{matrices, panels, blocks, 4, kPanel, 4};
+                           ? Shape{matrices, panels, (depth + kQuad - 1) / kQuad, kPanel, kQuad}
+                           : Shape{matrices, panels, blocks, 4, kPanel, kQuad};
   weights.values = call.values<uint8_t>(inputs.values, values, kRequired);
   weights.scales = call.values<float>(inputs.scales, {matrices, panels * kPanel}, kRequired);
   return weights;
