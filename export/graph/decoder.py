@@ -88,7 +88,8 @@ def emit_decoder(
                 experts[i] = rest[2]
         states = emit_norm_of_input(e, "norm", x) if config.has_final_norm else x
     head = e.head(states, candidates)
-    e.output("logits", head.logits, ["B", "T", "V or 0" if e.ranks else config.vocab_size])
+    size = config.vocab_size
+    e.output("logits", head.logits, ["B", "T", f"{size} or 0" if e.ranks else size])
     e.output("normalisers", head.normalisers, ["B", "T"])
     if head.top is not None:
         e.output("top_values", head.top[0], ["B", "T", "c"])
