@@ -110,7 +110,7 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable ".[cpu,constraints,export,dev]"
+	$(BIN)/pip install --quiet --editable ".[cpu,constraints,export,rtx,kernels,dev]"
 	@touch $@
 
 clean:

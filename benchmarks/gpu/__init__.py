@@ -1,0 +1,1 @@
+"""Checks and timings that need an NVIDIA GPU."""

@@ -1,0 +1,1 @@
+"""Hold backends against PyTorch, layer by layer: `drl-verify`."""
