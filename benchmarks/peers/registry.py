@@ -45,6 +45,13 @@ def _spec(name: str, module: str, variant: str, environment: str, *requirements:
 
 _TRANSFORMERS = ("with_transformers", "transformers", "transformers>=5.0")
 _OPTIMUM = ("with_optimum", "optimum", "optimum[onnxruntime]")
+# The scripts that ONNX Runtime ships trace the tuples that transformers once kept its cache in.
+_BEAM_SEARCH = (
+    "with_ort_beam_search",
+    "ort-beam-search",
+    *("onnx", "onnxruntime", "onnxscript", "transformers==4.46.3"),
+    *("coloredlogs", "psutil", "sentencepiece", "sympy"),
+)
 _CTRANSLATE2 = ("with_ctranslate2", "ctranslate2", "ctranslate2", "transformers==4.57.1")
 
 PEERS = tuple(
@@ -54,6 +61,7 @@ PEERS = tuple(
         ("transformers compiled", "compiled", _TRANSFORMERS),
         ("Optimum ONNX fp32", "fp32", _OPTIMUM),
         ("Optimum ONNX int8", "int8", _OPTIMUM),
+        ("ONNX Runtime BeamSearch", "fp32", _BEAM_SEARCH),
         ("CTranslate2 fp32", "fp32", _CTRANSLATE2),
         ("CTranslate2 int8", "int8", _CTRANSLATE2),
     )

@@ -44,7 +44,7 @@ def test_the_faster_of_several_rivals_counts() -> None:
         peer("CTranslate2 fp32", 6.0),
         peer("Optimum ONNX fp32", 2.1),
     )
-    what = "t5-small fp32 against CTranslate2 or Optimum fp32, the faster"
+    what = "t5-small fp32 against the fastest other engine in fp32"
     found = verdict(what, "greedy, batch 1", run)
     assert found.found == 1.05
     assert found.met is False

@@ -123,5 +123,10 @@ def test_agreement_is_of_whole_results_and_of_beginnings() -> None:
 
 def test_every_engine_has_a_module_and_an_environment() -> None:
     assert all(peer.file.is_file() for peer in PEERS)
-    assert {name for name, _ in install_lines()} == {"transformers", "optimum", "ctranslate2"}
+    assert {name for name, _ in install_lines()} == {
+        "transformers",
+        "optimum",
+        "ort-beam-search",
+        "ctranslate2",
+    }
     assert [peer.precision for peer in PEERS].count("int8") == 2
