@@ -26,18 +26,37 @@ _DTYPES = {
     ir.DataType.BOOL: "bool",
 }
 _ENGINES = "engines"  # what backends build from a bundle, and can build again
+CANONICAL_DECODER = "decoder.canonical.onnx"
 _TOOLS = ("drl", "onnx", "onnx-ir", "onnxscript", "torch")
 
 
 @dataclass(frozen=True)
 class BundleContents:
-    """What the manifest says beside the files: configuration, target, graphs and defaults."""
+    """What the manifest says beside the files: configuration, target, graphs and defaults.
+
+    Attributes:
+        config: Of the model.
+        target: What the graphs are lowered to.
+        precision: Of the weights.
+        graphs: The lowered graphs: encoder, bridge and decoder.
+        generation: Defaults of the checkpoint.
+        canonical_decoder: The fp32 decoder before the passes of the target, if that is stored too.
+    """
 
     config: ModelConfig
     target: str
     precision: str
     graphs: Mapping[str, ir.Model]
     generation: Mapping[str, Any]
+    canonical_decoder: ir.Model | None = None
+
+    @property
+    def canonical(self) -> dict[str, str]:
+        """The file of every canonical graph, none for rounded weights."""
+        if self.precision != "fp32":
+            return {}
+        files = {name: f"{name}.onnx" for name in self.graphs}
+        return files if self.canonical_decoder is None else files | {"decoder": CANONICAL_DECODER}
 
 
 @contextmanager
@@ -111,6 +130,7 @@ def write_manifest(
         "path_router": _describe_router(config),
         "generation": _fitting(contents.generation, config),
         "graphs": {name: _describe_graph(name, m) for name, m in contents.graphs.items()},
+        "canonical": contents.canonical,
         "files": {
             path.name: _describe_file(path)
             for path in sorted(folder.iterdir())

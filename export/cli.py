@@ -146,9 +146,10 @@ def _describe(bundle: Bundle, report: "ExportReport") -> str:
     """Return the table that ends an export: files, nodes and parity."""
     lines = ["", f"{bundle.folder}  ({bundle.manifest.target}, {bundle.manifest.precision})"]
     nodes = {graph.file: graph.nodes for graph in bundle.manifest.graphs.values()}
+    width = max(map(len, bundle.manifest.files))
     for name, info in bundle.manifest.files.items():
         count = f"{nodes[name]} nodes" if name in nodes else ""
-        lines.append(f"  {name:<16}{file_size(info.bytes):>10}  {count}")
+        lines.append(f"  {name:<{width}}{file_size(info.bytes):>10}  {count}")
     if report.parity is not None:
         lines += _describe_parity(report.parity)
     if report.quantization is not None:

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from drl.export.bundle_writer import BundleContents, new_folder, write_json, write_manifest
+from drl.export.bundle_writer import (
+    CANONICAL_DECODER,
+    BundleContents,
+    new_folder,
+    write_json,
+    write_manifest,
+)
 from drl.export.checkpoint import Checkpoint, load_checkpoint
 from drl.export.evaluation import Pair, check_pairs, count_right, read_pairs
 from drl.export.graph import emit_bridge, emit_decoder, emit_encoder
@@ -26,6 +32,7 @@ from drl.runtime.bundle import TOKENIZER_NAME, Bundle
 from drl.runtime.errors import ExportError
 
 PARITY_FILE = "parity.json"
+PORTABLE = ExportOptions(target="portable")
 
 
 @dataclass(frozen=True)
@@ -132,11 +139,24 @@ def _build(
     graphs = emit_graphs(checkpoint.config, weights, options.precision)
     progress("passes")
     graphs = {name: lower(model, options) for name, model in graphs.items()}
-    generation = checkpoint.generation.options
     contents = BundleContents(
-        checkpoint.config, options.target, options.precision, graphs, generation
+        checkpoint.config,
+        options.target,
+        options.precision,
+        graphs,
+        checkpoint.generation.options,
+        _canonical_decoder(checkpoint.config, weights, options),
     )
     return contents, weights
+
+
+def _canonical_decoder(
+    config: ModelConfig, weights: WeightPlan, options: ExportOptions
+) -> ir.Model | None:
+    """Emit the decoder as other backends lower it, where the one of the target is another."""
+    if options.quantized or options.target == "portable":
+        return None
+    return lower(emit_decoder(config, weights, "fp32"), PORTABLE)
 
 
 def _folder(source: Path) -> Path:
@@ -154,6 +174,8 @@ def _write(
     weights.write(checkpoint, folder)
     for name, model in contents.graphs.items():
         ir.save(model, folder / f"{name}.onnx")
+    if contents.canonical_decoder is not None:
+        ir.save(contents.canonical_decoder, folder / CANONICAL_DECODER)
     if tokenizer.content is not None:
         (folder / TOKENIZER_NAME).write_bytes(tokenizer.content)
     write_manifest(folder, contents, parity=None)

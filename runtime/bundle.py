@@ -55,6 +55,19 @@ class Bundle:
         """The path of the graph called "encoder", "bridge" or "decoder"."""
         return self.file(self.manifest.graphs[graph].file)
 
+    def canonical_file(self, graph: str) -> Path:
+        """The path of the canonical graph called "encoder", "bridge" or "decoder".
+
+        Raises:
+            BundleError: The bundle does not hold canonical graphs.
+        """
+        if not self.manifest.canonical:
+            raise BundleError(
+                f"{self.folder} holds no canonical graphs, which other backends are made from; "
+                "export the checkpoint again in fp32: `drl-export CHECKPOINT BUNDLE`"
+            )
+        return self.file(self.manifest.canonical[graph])
+
     @property
     def tokenizer_file(self) -> Path | None:
         """The path of `tokenizer.json`, or None for a bundle that takes token ids only."""

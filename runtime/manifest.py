@@ -13,6 +13,7 @@ from drl.runtime.errors import BundleError, shorten
 FORMAT = "drl-bundle"
 FORMAT_VERSION = 1
 CACHE_DTYPES = ("float32", "float16")
+GRAPHS = ("encoder", "bridge", "decoder")
 PRECISIONS = ("fp32", "int8", "int4", "int4+int8-head")
 _QUANTISED = "drl.Quantized"
 
@@ -97,7 +98,11 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything `bundle.json` says. `paths` is ordered by cost, cheapest first."""
+    """Everything `bundle.json` says. `paths` is ordered by cost, cheapest first.
+
+    `canonical` names the files of the graphs as they were before the target's passes; it is empty
+    if the bundle does not hold them.
+    """
 
     format_version: int
     producer: Mapping[str, Any]
@@ -111,6 +116,7 @@ class Manifest:
     path_router: RouterInfo | None
     generation: Mapping[str, Any]
     graphs: Mapping[str, GraphInfo]
+    canonical: Mapping[str, str]
     files: Mapping[str, FileInfo]
     parity: Mapping[str, Any] | None
 
@@ -217,10 +223,8 @@ def parse_manifest(document: object) -> Manifest:
         paths=tuple(_path(item, index) for index, item in enumerate(root.array("paths"))),
         path_router=_router(root),
         generation=root.object("generation").items if "generation" in root.items else {},
-        graphs={
-            name: _graph(root.object("graphs").object(name))
-            for name in ("encoder", "bridge", "decoder")
-        },
+        graphs={name: _graph(root.object("graphs").object(name)) for name in GRAPHS},
+        canonical=_canonical(root),
         files=_files(root.object("files")),
         parity=root.object("parity").items if root.items.get("parity") is not None else None,
     )
@@ -277,6 +281,13 @@ def _graph(fields: _Fields) -> GraphInfo:
     )
 
 
+def _canonical(root: _Fields) -> dict[str, str]:
+    if not root.items.get("canonical"):
+        return {}
+    fields = root.object("canonical")
+    return {name: fields.text(name) for name in GRAPHS}
+
+
 def _tensors(fields: _Fields, name: str) -> tuple[TensorInfo, ...]:
     tensors = []
     for index, item in enumerate(fields.array(name)):
@@ -320,9 +331,10 @@ def _check_paths(manifest: Manifest) -> None:
 
 
 def _check_graph_files(manifest: Manifest) -> None:
-    for name, graph in manifest.graphs.items():
-        if graph.file not in manifest.files:
+    named = {f"graphs.{name}": graph.file for name, graph in manifest.graphs.items()}
+    named |= {f"canonical.{name}": file for name, file in manifest.canonical.items()}
+    for place, file in named.items():
+        if file not in manifest.files:
             raise BundleError(
-                f"bundle.json: graphs.{name} is in {graph.file!r}, which `files` does not list; "
-                f"{REPAIR}"
+                f"bundle.json: {place} is in {file!r}, which `files` does not list; {REPAIR}"
             )

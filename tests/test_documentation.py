@@ -30,6 +30,7 @@ def leaves(value: Any, path: str = "") -> Iterator[str]:
             open_keys = {
                 "producer": "<tool>",
                 "graphs": "<graph>",
+                "canonical": "<graph>",
                 "files": "<file>",
                 "graphs.<graph>.operators": "<operator>",
             }

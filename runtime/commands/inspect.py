@@ -64,7 +64,7 @@ def _overview(bundle: Bundle) -> str:
 
 def _weight_bytes(manifest: Manifest) -> int:
     """Bytes of the files that are neither graphs nor text."""
-    graphs = {graph.file for graph in manifest.graphs.values()}
+    graphs = {graph.file for graph in manifest.graphs.values()} | set(manifest.canonical.values())
     return sum(
         info.bytes
         for name, info in manifest.files.items()

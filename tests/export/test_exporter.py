@@ -16,10 +16,18 @@ from drl.export.bundle_writer import write_json
 from drl.export.model import DualRouterModel
 from drl.export.parity import ParityReport, PathParity, RouteParity
 from drl.runtime.bundle import Bundle
-from drl.runtime.errors import CheckpointError, ExportError
+from drl.runtime.errors import BundleError, CheckpointError, ExportError
 from tests.models import TINY
 
-FILES = ["bridge.onnx", "bundle.json", "decoder.onnx", "encoder.onnx", "parity.json", "weights.bin"]
+FILES = [
+    "bridge.onnx",
+    "bundle.json",
+    "decoder.canonical.onnx",
+    "decoder.onnx",
+    "encoder.onnx",
+    "parity.json",
+    "weights.bin",
+]
 
 
 def _names(folder: Path) -> list[str]:
@@ -43,13 +51,32 @@ def test_exporting_twice_gives_the_same_bytes(
         assert (tmp_path / "again" / name).read_bytes() == (tiny_bundle / name).read_bytes(), name
 
 
+def test_the_canonical_graphs_are_those_of_a_portable_bundle(
+    tiny_bundle: Path, portable_bundle: Path
+) -> None:
+    ours, portable = Bundle.load(tiny_bundle), Bundle.load(portable_bundle)
+    assert ours.manifest.canonical["decoder"] == "decoder.canonical.onnx"
+    for graph in ("encoder", "bridge", "decoder"):
+        assert portable.canonical_file(graph) == portable.graph_file(graph)
+        assert ours.canonical_file(graph).read_bytes() == portable.graph_file(graph).read_bytes()
+    assert (ours.file("weights.bin")).read_bytes() == portable.file("weights.bin").read_bytes()
+
+
+def test_a_quantised_bundle_holds_no_canonical_graphs(quantized_bundle: Path) -> None:
+    bundle = Bundle.load(quantized_bundle)
+    assert bundle.manifest.canonical == {}
+    assert not (quantized_bundle / "decoder.canonical.onnx").exists()
+    with pytest.raises(BundleError, match=r"holds no canonical graphs.*again in fp32"):
+        bundle.canonical_file("decoder")
+
+
 @pytest.mark.parametrize("bundle", ["tiny_bundle", "portable_bundle"])
 def test_no_tensor_is_stored_twice(bundle: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(bundle)
     places: dict[tuple[int, int], str] = {}
     inline = 0
-    for graph in ("encoder", "bridge", "decoder"):
-        model = onnx.load(folder / f"{graph}.onnx", load_external_data=False)
+    for file in sorted(folder.glob("*.onnx")):
+        model = onnx.load(file, load_external_data=False)
         for tensor in model.graph.initializer:
             external = {entry.key: entry.value for entry in tensor.external_data}
             if not external:

@@ -57,6 +57,41 @@ def test_an_exported_bundle_loads(tiny_bundle: Path) -> None:
     assert "logits" in [tensor.name for tensor in manifest.graphs["decoder"].outputs]
 
 
+def test_a_bundle_from_before_canonical_graphs_loads_and_says_so_when_asked(folder: Path) -> None:
+    assert "canonical" not in document_of(folder)
+    bundle = Bundle.load(folder)
+    assert bundle.manifest.canonical == {}
+    with pytest.raises(BundleError, match=r"holds no canonical graphs.*again in fp32: `drl-export"):
+        bundle.canonical_file("encoder")
+
+
+def test_canonical_graphs_are_found_by_the_manifest(folder: Path) -> None:
+    document = document_of(folder)
+    document["canonical"] = {name.split(".")[0]: name for name in CONTENT}
+    write(folder, document)
+    assert Bundle.load(folder).canonical_file("decoder") == folder / "decoder.onnx"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1], "canonical must be an object"),
+        ({"encoder": "encoder.onnx"}, "has no canonical.bridge"),
+        (dict.fromkeys(("encoder", "bridge", "decoder"), 3), "canonical.encoder must be a string"),
+        (
+            dict.fromkeys(("encoder", "bridge", "decoder"), "other.onnx"),
+            "canonical.encoder is in 'other.onnx', which `files` does not list",
+        ),
+    ],
+)
+def test_canonical_graphs_that_are_not_there_are_refused(
+    folder: Path, value: object, message: str
+) -> None:
+    write(folder, document_of(folder) | {"canonical": value})
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(folder)
+
+
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no bundle at .*drl-export CHECKPOINT"):
         Bundle.load(tmp_path / "missing")
