@@ -2,11 +2,19 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from drl.runtime.arrays import Float32, Int32, Int64
-from drl.runtime.backends import Backend, CrossAttention, Encoding, StepInputs, StepOutputs
+from drl.runtime.backends import (
+    ArrayLibrary,
+    Backend,
+    CrossAttention,
+    Encoding,
+    StepInputs,
+    StepOutputs,
+)
 
 _BANK = 1 << 16
 
@@ -34,6 +42,11 @@ class ClockedBackend:
         self, backend: Backend, vocab_size: int = 0, varied: bool = False, seed: int = 0
     ) -> None:
         self._backend = backend
+        self.arrays: ArrayLibrary = backend.arrays
+        self.cache_dtype: np.dtype[Any] = backend.cache_dtype
+        self.capacity: int | None = backend.capacity
+        self.shrinks: bool = backend.shrinks
+        self.kept_multiple: int = backend.kept_multiple
         self._varied = varied
         # Drawn beforehand: a step then copies a few of them, which takes a microsecond.
         self._bank = np.random.default_rng(seed).integers(0, max(1, vocab_size), _BANK)
@@ -62,6 +75,10 @@ class ClockedBackend:
     def ranks(self) -> bool:
         """See `Backend.ranks`."""
         return self._backend.ranks
+
+    def bucket(self, slots: int, width: int) -> int:
+        """See `MemoryRules.bucket`."""
+        return self._backend.bucket(slots, width)
 
     def encode(
         self, tokens: Int64, lengths: Int32, budget: Float32, with_experts: bool = False

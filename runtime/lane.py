@@ -54,7 +54,8 @@ class Lane:
         self._start = manifest.tokens.start
         self._vocab_size = manifest.limits.vocab_size
         limit = manifest.limits.max_target_length
-        self._cache = KVCache(manifest.cache, manifest.paths[path].layers, max_slots, limit, width)
+        layers = manifest.paths[path].layers
+        self._cache = KVCache(manifest.cache, layers, max_slots, limit, width, backend)
         self._history = TokenHistory()
         self._selector: Selector = TokenSelector() if width == 1 else BeamSelector(width)
         self._tokens: Int64 = np.zeros((max_slots * width, 1), np.int64)
@@ -97,9 +98,10 @@ class Lane:
         lengths = self._cache.lengths[:rows]
         lengths += 1
         self._longest += 1
-        for source, target in choice.copies:
-            self._cache.copy_row(source, target)
-            self._history.copy(source, target)
+        if choice.copies:
+            self._cache.copy_rows(choice.copies)
+            for source, target in choice.copies:
+                self._history.copy(source, target)
         self._tokens[:rows, 0] = choice.tokens
         self._history.push(choice.tokens)
         if choice.ended:

@@ -87,7 +87,7 @@ class Scorer:
         """Log-probabilities of each target on one path."""
         longest = max(len(target) for target in targets)
         layers = self._manifest.paths[path].layers
-        cache = KVCache(self._manifest.cache, layers, len(targets), longest)
+        cache = KVCache(self._manifest.cache, layers, len(targets), longest, rules=self._backend)
         cache.append(cross)
         cache.reserve(longest)
         past_keys, past_values = cache.past()

@@ -1,8 +1,10 @@
 """Engines that run a bundle's graphs, each behind the `Backend` protocol.
 
-`protocol` says what a backend does, `ort` runs on ONNX Runtime, `opening` picks one for a device.
+`protocol` says what a backend does and `memory` whose memory it does it in, `ort` runs on ONNX
+Runtime, `opening` picks one for a device.
 """
 
+from drl.runtime.backends.memory import ArrayLibrary, HostRules, MemoryRules
 from drl.runtime.backends.opening import DEVICES, open_backend
 from drl.runtime.backends.protocol import (
     Backend,
@@ -15,9 +17,12 @@ from drl.runtime.backends.protocol import (
 
 __all__ = [
     "DEVICES",
+    "ArrayLibrary",
     "Backend",
     "CrossAttention",
     "Encoding",
+    "HostRules",
+    "MemoryRules",
     "Ranking",
     "StepInputs",
     "StepOutputs",

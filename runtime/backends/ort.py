@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from drl.runtime.arrays import Array, Float32, Int32, Int64
+from drl.runtime.backends.memory import HOST, HostRules
 from drl.runtime.backends.native import native_operators, other_layout
 from drl.runtime.backends.protocol import (
     CrossAttention,
@@ -52,7 +53,7 @@ class _Binding:
     sources: dict[str, Array]
 
 
-class OrtBackend:
+class OrtBackend(HostRules):
     """A bundle's graphs in three ONNX Runtime sessions.
 
     The decoder runs on buffers bound by address: past and present of the cache are one memory, and
@@ -69,6 +70,7 @@ class OrtBackend:
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        super().__init__(bundle.manifest.cache.dtype)
         self._threads = choose_threads(threads)
         self._ort = import_onnxruntime()
         self._operators = native_operators(bundle.manifest, self._ort.__version__)
@@ -120,11 +122,11 @@ class OrtBackend:
     def bridge(self, encoding: Encoding, path: int) -> CrossAttention:
         """See `Backend.bridge`."""
         feeds: dict[str, Array] = {
-            "encoder_states": encoding.states,
+            "encoder_states": HOST.to_host(encoding.states),
             "source_lengths": encoding.lengths,
         }
         if encoding.saliency is not None:
-            feeds["saliency"] = encoding.saliency
+            feeds["saliency"] = HOST.to_host(encoding.saliency)
         if len(self._manifest.paths) > 1:
             feeds["path"] = np.array(path, np.int64)
         names = ["cross_bias", "kept_lengths"]
@@ -237,8 +239,8 @@ class OrtBackend:
         else:
             targets |= {"top_values": outputs.top.values, "top_ids": outputs.top.ids}
         for layer in self._manifest.paths[inputs.path].layers:
-            targets[f"present_k.{layer}"] = inputs.past_keys[layer]
-            targets[f"present_v.{layer}"] = inputs.past_values[layer]
+            targets[f"present_k.{layer}"] = sources[f"past_k.{layer}"]
+            targets[f"present_v.{layer}"] = sources[f"past_v.{layer}"]
         targets |= {self._decoder_experts[layer]: ids for layer, ids in outputs.experts.items()}
         for name in self._step_inputs:
             array = sources[name]
@@ -254,7 +256,7 @@ class OrtBackend:
             "new_lengths": inputs.new_lengths,
             "candidates": np.array([inputs.candidates], np.int64),
             "path": np.array(inputs.path, np.int64),
-            "cross_bias": inputs.cross_bias,
+            "cross_bias": HOST.to_host(inputs.cross_bias),
         }
         for name, blocks in (
             ("cross_k", inputs.cross_keys),
@@ -262,7 +264,7 @@ class OrtBackend:
             ("past_k", inputs.past_keys),
             ("past_v", inputs.past_values),
         ):
-            arrays |= {f"{name}.{layer}": block for layer, block in enumerate(blocks)}
+            arrays |= {f"{name}.{layer}": HOST.to_host(block) for layer, block in enumerate(blocks)}
         return arrays
 
     def _make_outputs(self, inputs: StepInputs) -> StepOutputs:

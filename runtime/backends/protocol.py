@@ -3,15 +3,38 @@
 Notation: B rows, R sources, S source length, K kept states, T new tokens, V vocabulary, d model
 width, N kv heads, h head width, C cache capacity, P paths, k experts per token, c candidates. A
 source has B / R rows, which are adjacent: one, or as many as a beam search has beams.
+
+Memory. What is large lies where the backend computes and is allocated by its array library
+(`Backend.arrays`): encoder states, saliency, cross-attention blocks and the KV cache. What the host
+decides with is NumPy's: tokens, lengths, path logits, expert ids and all of `StepOutputs`.
+
+- `Encoding` and `CrossAttention` are made by the backend and belong to the caller, who copies from
+  them and drops them. Nothing else may write to their memory.
+- The KV cache and the cross-attention blocks in `StepInputs` belong to the caller
+  (`drl.runtime.cache.KVCache`). The backend writes new entries in place during `step`, and may read
+  them in no other call.
+- Addresses and shapes of all arrays in a `StepInputs` stay while the object does. What a backend
+  derives from addresses (bindings, captured CUDA graphs) is valid for every `StepInputs` whose
+  device arrays have the same addresses and shapes: a cache that neither grew nor shrank gives the
+  same again, as its rows start at the beginning of its blocks. After `release`, and before a step
+  with other addresses, the caller may have freed the memory: a graph must not be replayed for it.
+- In a single-token step the views begin at the cache's first row, and each block goes on behind
+  them for as many slots as `Backend.bucket` says. Rows there belong to nobody and hold finite
+  numbers: a step may read and write them. A step of several tokens may begin at any row, and what
+  lies behind its rows must not be touched.
+- Bookkeeping arrays (`tokens`, `lengths`, `new_lengths`) change between steps in place, on the
+  host. A backend on a device copies them to buffers of its own in each step, on its stream.
+- `StepOutputs` are complete when `step` returns: the backend has waited for what it copies to the
+  host. What it leaves running on its stream is ordered before everything that the caller does
+  inside `Backend.arrays.ordered()`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from drl.runtime.arrays import Array, Float32, Int32, Int64
+from drl.runtime.arrays import BackendArray, Float32, Int32, Int64
+from drl.runtime.backends.memory import HOST, ArrayLibrary, MemoryRules
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +47,15 @@ class Encoding:
         saliency: `[B, S]`, with a path router.
         path_logits: `[B, P]`, with a path router.
         experts: Expert ids `[B, S, k]` per sparse encoder layer, where asked for.
+        arrays: The library of `states` and `saliency`.
     """
 
-    states: Float32
+    states: BackendArray
     lengths: Int32
-    saliency: Float32 | None
+    saliency: BackendArray | None
     path_logits: Float32 | None
     experts: Mapping[int, Int32]
+    arrays: ArrayLibrary = HOST
 
     def take(self, rows: list[int]) -> "Encoding":
         """Some of the rows, without the padding that only the others needed."""
@@ -38,12 +63,18 @@ class Encoding:
             return self
         lengths = self.lengths[rows]
         longest = int(lengths.max())
+        with self.arrays.ordered():
+            states = self.arrays.gather(self.states[:, :longest], rows)
+            saliency = self.saliency
+            if saliency is not None:
+                saliency = self.arrays.gather(saliency[:, :longest], rows)
         return Encoding(
-            states=np.ascontiguousarray(self.states[rows, :longest]),
+            states=states,
             lengths=lengths,
-            saliency=None if self.saliency is None else self.saliency[rows, :longest].copy(),
+            saliency=saliency,
             path_logits=None if self.path_logits is None else self.path_logits[rows],
             experts={layer: ids[rows, :longest] for layer, ids in self.experts.items()},
+            arrays=self.arrays,
         )
 
 
@@ -55,31 +86,37 @@ class CrossAttention:
         bias: `[R, K]`, log sigmoid of the saliency; -1e4 at padding.
         lengths: `[R]` kept states per source.
         keys, values: `[R, N, K, h]` for every decoder layer; K = 0 where the path skips it.
+        arrays: The library of all but `lengths`.
     """
 
-    bias: Float32
+    bias: BackendArray
     lengths: Int32
-    keys: tuple[Array, ...]
-    values: tuple[Array, ...]
+    keys: tuple[BackendArray, ...]
+    values: tuple[BackendArray, ...]
+    arrays: ArrayLibrary = HOST
 
     def take(self, rows: list[int]) -> "CrossAttention":
         """Some of the sources, or some of them several times."""
         if rows == list(range(len(self.lengths))):
             return self
-        return CrossAttention(
-            bias=self.bias[rows],
-            lengths=self.lengths[rows],
-            keys=tuple(block[rows] for block in self.keys),
-            values=tuple(block[rows] for block in self.values),
-        )
+        gather = self.arrays.gather
+        with self.arrays.ordered():
+            return CrossAttention(
+                bias=gather(self.bias, rows),
+                lengths=self.lengths[rows],
+                keys=tuple(gather(block, rows) for block in self.keys),
+                values=tuple(gather(block, rows) for block in self.values),
+                arrays=self.arrays,
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class StepInputs:
     """The buffers of one decoder step. All rows take one path, and sources have as many rows each.
 
-    A backend binds these very arrays. Between steps their contents change and the object stays;
-    a new shape needs a new object, by whose identity the backend knows that it must bind again.
+    A backend binds these very arrays, or on a device copies of the host's. Between steps their
+    contents change and the object stays; a new shape needs a new object, by whose identity the
+    backend knows that it must bind again.
 
     Attributes:
         path: Index of the path.
@@ -98,11 +135,11 @@ class StepInputs:
     tokens: Int64
     lengths: Int32
     new_lengths: Int32
-    cross_bias: Float32
-    cross_keys: tuple[Array, ...]
-    cross_values: tuple[Array, ...]
-    past_keys: tuple[Array, ...]
-    past_values: tuple[Array, ...]
+    cross_bias: BackendArray
+    cross_keys: tuple[BackendArray, ...]
+    cross_values: tuple[BackendArray, ...]
+    past_keys: tuple[BackendArray, ...]
+    past_values: tuple[BackendArray, ...]
     with_experts: bool = False
     candidates: int = 0
 
@@ -143,8 +180,11 @@ class StepOutputs:
     top: Ranking | None = None
 
 
-class Backend(Protocol):
-    """An inference library with a bundle's three graphs loaded. Not thread-safe."""
+class Backend(MemoryRules, Protocol):
+    """An inference library with a bundle's three graphs loaded. Not thread-safe.
+
+    It may be called from several threads, one at a time.
+    """
 
     @property
     def name(self) -> str:

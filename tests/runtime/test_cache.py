@@ -143,7 +143,7 @@ class Script:
             parents = random.integers(0, width, width).tolist()
             for row, parent in enumerate(parents):
                 if parent != row and row not in parents:
-                    self.cache.copy_row(index * width + parent, index * width + row)
+                    self.cache.copy_rows([(index * width + parent, index * width + row)])
                     slot.past[row] = list(slot.past[parent])
 
     def remove(self, wanted: list[int], number: int) -> None:
@@ -173,12 +173,11 @@ def test_a_row_is_copied_only_where_it_differs() -> None:
     cache.append(make_cross([3], (0,)))
     slots = slots_of(make_cross([3], (0,)), (0,), 3)
     write_step(cache, slots, (0,), seed=0)
-    cache.copy_row(0, 1)
-    cache.copy_row(0, 2)
+    cache.copy_rows([(0, 1), (0, 2)])
     write_step(cache, slots, (0,), seed=1)
     keys, _ = cache.past()
     keys[0][2, :, 0] = 7.0  # where rows 1 and 2 are known to be equal
-    cache.copy_row(1, 2)
+    cache.copy_rows([(1, 2)])
     assert (keys[0][2, :, 0] == 7.0).all()
     np.testing.assert_array_equal(keys[0][2, :, 1], keys[0][1, :, 1])
 

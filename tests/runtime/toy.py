@@ -17,7 +17,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from drl.runtime import Bundle, Engine
 from drl.runtime.arrays import Float32, Int32, Int64
-from drl.runtime.backends import CrossAttention, Encoding, Ranking, StepInputs, StepOutputs
+from drl.runtime.backends import (
+    CrossAttention,
+    Encoding,
+    HostRules,
+    Ranking,
+    StepInputs,
+    StepOutputs,
+)
 from drl.runtime.manifest import Manifest, parse_manifest
 
 PAD, EOS = 0, 1
@@ -104,13 +111,14 @@ def toy_engine(folder: Path, max_batch_size: int = 4, **options: Any) -> Engine:
     return Engine(bundle, ToyBackend(bundle.manifest), max_batch_size)
 
 
-class ToyBackend:
+class ToyBackend(HostRules):
     """See the module."""
 
     name = "toy"
     ranks = False
 
     def __init__(self, manifest: Manifest, seed: int = 0) -> None:
+        super().__init__(np.float32)
         random = np.random.default_rng(seed)
 
         def weight(*shape: int) -> np.ndarray:
