@@ -17,6 +17,8 @@ from drl.plugins.ops.quantized_linear import QUANTIZED_LINEAR
 from drl.plugins.ops.quantized_projections import QUANTIZED_PROJECTIONS
 from drl.plugins.ops.quantized_routed_ffn import QUANTIZED_ROUTED_FFN
 from drl.plugins.ops.routed_ffn import ROUTED_FFN
+from drl.plugins.ops.routed_ffn_combine import ROUTED_FFN_COMBINE
+from drl.plugins.ops.routed_ffn_inner import ROUTED_FFN_INNER
 from drl.plugins.ops.schema import Argument, Attribute, Form, OperatorError
 from drl.plugins.ops.select_states import SELECT_STATES
 
@@ -35,6 +37,8 @@ __all__ = [
     "QUANTIZED_PROJECTIONS",
     "QUANTIZED_ROUTED_FFN",
     "ROUTED_FFN",
+    "ROUTED_FFN_COMBINE",
+    "ROUTED_FFN_INNER",
     "SELECT_STATES",
     "VERSION",
     "Argument",

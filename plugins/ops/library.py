@@ -18,6 +18,8 @@ from drl.plugins.ops.quantized_linear import QUANTIZED_LINEAR
 from drl.plugins.ops.quantized_projections import QUANTIZED_PROJECTIONS
 from drl.plugins.ops.quantized_routed_ffn import QUANTIZED_ROUTED_FFN
 from drl.plugins.ops.routed_ffn import ROUTED_FFN
+from drl.plugins.ops.routed_ffn_combine import ROUTED_FFN_COMBINE
+from drl.plugins.ops.routed_ffn_inner import ROUTED_FFN_INNER
 from drl.plugins.ops.schema import Form, OperatorError
 from drl.plugins.ops.select_states import SELECT_STATES
 
@@ -29,6 +31,8 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             EXPERT_ROUTE,
             EXPERT_CAPACITY,
             ROUTED_FFN,
+            ROUTED_FFN_INNER,
+            ROUTED_FFN_COMBINE,
             PATH_SCORE,
             SELECT_STATES,
             CACHED_ATTENTION,

@@ -16,7 +16,10 @@ from drl.plugins.ops import (
     GROUP_ROUTE,
     PATH_SCORE,
     ROUTED_FFN,
+    ROUTED_FFN_COMBINE,
+    ROUTED_FFN_INNER,
     SELECT_STATES,
+    Operator,
 )
 from drl.plugins.ops.activations import GATED
 from tests.plugins.ops.case import FLOAT_TYPES, ROUTING_TOLERANCE, TOLERANCES, Array, Case, Maker
@@ -177,6 +180,30 @@ def routed_ffn_cases() -> Iterator[Case]:
     yield _routed_ffn("nothing_but_padding", choose=lambda ids: np.full_like(ids, -1))
     yield _routed_ffn("some_slots_unused", activation="relu", choose=_pad_some_slots)
     yield _routed_ffn("one_expert", k=1, experts=1)
+
+
+def half_of(case: Case, operator: Operator) -> Case:
+    """The part of a `RoutedFFN` case that one of its halves computes."""
+    names = {argument.name for argument in operator.inputs}
+    inputs = {name: array for name, array in case.inputs.items() if name in names}
+    attributes = case.attributes if operator.attributes else {}
+    if operator is ROUTED_FFN_COMBINE:
+        make = Maker(f"inner_{case.name}", case.precision)
+        rows = make.ft(*case.inputs["expert_ids"].shape, case.inputs["down"].shape[1])
+        # Nothing may be read where there is no expert.
+        rows[case.inputs["expert_ids"] < 0] = np.nan
+        inputs = {"inner": rows, **inputs}
+    return Case(operator, case.name, inputs, attributes, case.precision, case.tolerance)
+
+
+def routed_ffn_inner_cases() -> Iterator[Case]:
+    return (half_of(case, ROUTED_FFN_INNER) for case in routed_ffn_cases())
+
+
+def routed_ffn_combine_cases() -> Iterator[Case]:
+    skipped = set(GATED) - {"relu", "silu_glu"}  # this half does not depend on the activation
+    cases = (case for case in routed_ffn_cases() if case.name not in skipped)
+    return (half_of(case, ROUTED_FFN_COMBINE) for case in cases)
 
 
 def _path_score(
@@ -342,6 +369,8 @@ def all_cases() -> list[Case]:
         expert_route_cases,
         expert_capacity_cases,
         routed_ffn_cases,
+        routed_ffn_inner_cases,
+        routed_ffn_combine_cases,
         path_score_cases,
         select_states_cases,
         cached_attention_cases,

@@ -278,6 +278,8 @@ def test_library_lists_the_operators_by_name() -> None:
         "QuantizedProjections",
         "QuantizedRoutedFFN",
         "RoutedFFN",
+        "RoutedFFNCombine",
+        "RoutedFFNInner",
         "SelectStates",
     ]
     assert all(name == operator.name for name, operator in OPERATORS.items())

@@ -17,10 +17,13 @@ from drl.plugins.ops import (
     GROUP_ROUTE,
     PATH_SCORE,
     ROUTED_FFN,
+    ROUTED_FFN_COMBINE,
+    ROUTED_FFN_INNER,
     SELECT_STATES,
 )
 from drl.plugins.ops.activations import activate
-from tests.plugins.ops.case import Array, Maker
+from tests.plugins.ops.case import Array, Case, Maker
+from tests.plugins.ops.cases import routed_ffn_cases
 from tests.plugins.ops.engines import one_node_model, run_evaluator, run_onnxruntime
 
 seeds = st.integers(0, 2**32 - 1)
@@ -307,6 +310,37 @@ def test_routed_ffn_is_the_sum_over_its_slots(seed: int) -> None:
     parts = [run(ids[..., slot : slot + 1], gates[..., slot : slot + 1]) for slot in (0, 1)]
     np.testing.assert_allclose(whole, parts[0] + parts[1], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(whole, run(ids[..., ::-1], gates[..., ::-1]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", list(routed_ffn_cases()), ids=str)
+def test_the_halves_of_a_routed_ffn_make_the_whole(case: Case) -> None:
+    """Their references are vectorised over experts, that of the whole goes token by token."""
+    arrays = case.inputs
+    first = {name: arrays[name] for name in ("hidden", "expert_ids", "up")}
+    first |= {n: arrays[n] for n in ("gate", "up_bias", "gate_bias") if n in arrays}
+    inner = ROUTED_FFN_INNER.reference(**first, **case.attributes)
+    assert inner.dtype == arrays["hidden"].dtype
+    np.testing.assert_array_equal(inner[arrays["expert_ids"] < 0], 0)
+    output = ROUTED_FFN_COMBINE.reference(
+        inner, arrays["expert_ids"], arrays["gates"], arrays["down"], arrays.get("down_bias")
+    )
+    expected = case.expected()["output"]
+    assert output.dtype == expected.dtype
+    tolerance = case.tolerance  # the inner values are rounded once more
+    np.testing.assert_allclose(
+        output.astype(np.float32), expected.astype(np.float32), rtol=tolerance, atol=tolerance
+    )
+
+
+def test_combine_looks_at_nothing_where_there_is_no_expert() -> None:
+    output = ROUTED_FFN_COMBINE.reference(
+        f32([[[[np.nan], [3]]]]),
+        np.array([[[-1, 0]]], np.int32),
+        f32([[[np.inf, 0.5]]]),
+        f32([[[4]]]),
+        f32([[10]]),
+    )
+    assert output.item() == 0.5 * (3 * 4 + 10)
 
 
 @settings(max_examples=25, deadline=None)
