@@ -219,6 +219,7 @@ class Lane:
                 past_values=past_values,
                 with_experts=any(s.group.request.with_experts for s in self.slots[begin:end]),
                 candidates=candidates,
+                exact=True,  # the next rows may be waiting for their own prefixes
             )
         )
         self._cache.lengths[rows] = lengths

@@ -113,7 +113,7 @@ class MemoryRules(Protocol):
         """What the cross-attention blocks' states, K, are rounded up to a multiple of."""
 
     def bucket(self, slots: int, width: int) -> int:
-        """How many slots a single-token step over `slots` slots of `width` rows really runs.
+        """How many slots a step of a token per row really runs, over `slots` slots of `width` rows.
 
         It is `slots` or more, never less for more slots, and the same for its own result. The cache
         has memory for as many.

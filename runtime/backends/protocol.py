@@ -18,10 +18,10 @@ decides with is NumPy's: tokens, lengths, path logits, expert ids and all of `St
   device arrays have the same addresses and shapes: a cache that neither grew nor shrank gives the
   same again, as its rows start at the beginning of its blocks. After `release`, and before a step
   with other addresses, the caller may have freed the memory: a graph must not be replayed for it.
-- In a single-token step the views begin at the cache's first row, and each block goes on behind
-  them for as many slots as `Backend.bucket` says. Rows there belong to nobody and hold finite
-  numbers: a step may read and write them. A step of several tokens may begin at any row, and what
-  lies behind its rows must not be touched.
+- In a step of a token per row the views begin at the cache's first row, and each block goes on
+  behind them for as many slots as `Backend.bucket` says. Rows there belong to nobody and hold
+  finite numbers: a step may read and write them. A step of several tokens, or one that is `exact`,
+  may begin at any row, and what lies behind its rows must not be touched.
 - Bookkeeping arrays (`tokens`, `lengths`, `new_lengths`) change between steps in place, on the
   host. A backend on a device copies them to buffers of its own in each step, on its stream.
 - `StepOutputs` are complete when `step` returns: the backend has waited for what it copies to the
@@ -129,6 +129,7 @@ class StepInputs:
         with_experts: Whether the outputs shall hold expert ids.
         candidates: How many of the likeliest tokens the outputs shall hold in the place of the
             logits; 0 for the logits. Others only where `Backend.ranks`, and below V.
+        exact: Whether rows behind these must not be touched even if there is a token per row.
     """
 
     path: int
@@ -142,6 +143,7 @@ class StepInputs:
     past_values: tuple[BackendArray, ...]
     with_experts: bool = False
     candidates: int = 0
+    exact: bool = False
 
     @property
     def width(self) -> int:
