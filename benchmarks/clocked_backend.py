@@ -47,6 +47,7 @@ class ClockedBackend:
         self.capacity: int | None = backend.capacity
         self.shrinks: bool = backend.shrinks
         self.kept_multiple: int = backend.kept_multiple
+        self.limits = backend.limits
         self._varied = varied
         # Drawn beforehand: a step then copies a few of them, which takes a microsecond.
         self._bank = np.random.default_rng(seed).integers(0, max(1, vocab_size), _BANK)

@@ -44,7 +44,7 @@ class Engine:
         bundle: A loaded bundle.
         backend: Runs the bundle's graphs.
         max_batch_size: Most sequences decoded at a time. Memory for the KV cache grows with the
-            sequences that are running.
+            sequences that are running. A backend that takes fewer decodes as many as it takes.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, max_batch_size: int = 32) -> None:
@@ -64,8 +64,11 @@ class Engine:
             raise BundleError(
                 f"bundle.json: generation: {error}; export the checkpoint again"
             ) from None
-        self._requests = RequestBuilder(bundle.manifest, self._tokenizer, defaults, max_batch_size)
-        self._service = Service(backend, bundle.manifest, max_batch_size)
+        manifest, limits = bundle.manifest, backend.limits
+        self._requests = RequestBuilder(manifest, self._tokenizer, defaults, max_batch_size, limits)
+        if limits.rows is not None:
+            max_batch_size = min(max_batch_size, limits.rows.most)
+        self._service = Service(backend, manifest, max_batch_size)
 
     @classmethod
     def from_bundle(

@@ -6,6 +6,7 @@ from numbers import Integral, Real
 
 import numpy as np
 
+from drl.runtime.backends.limits import NO_LIMITS, BackendLimits, Limit, tighter
 from drl.runtime.constraints import ConstraintCompiler
 from drl.runtime.errors import RequestError, shorten
 from drl.runtime.generation import GenerationConfig
@@ -13,6 +14,8 @@ from drl.runtime.manifest import Manifest
 from drl.runtime.paths import AUTO, find_path
 from drl.runtime.processors import LogitsProcessor, build_processors
 from drl.runtime.text import Tokenizer
+
+_LARGER_BATCH = "open the engine with a larger one (--batch-size)"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class RequestBuilder:
         tokenizer: The bundle's tokenizer, if it has one.
         defaults: How to generate where a request does not say.
         max_batch_size: Rows that the engine decodes at a time.
+        limits: Of the backend, where they are tighter.
     """
 
     def __init__(
@@ -57,11 +61,18 @@ class RequestBuilder:
         tokenizer: Tokenizer | None,
         defaults: GenerationConfig,
         max_batch_size: int,
+        limits: BackendLimits = NO_LIMITS,
     ) -> None:
         self._manifest = manifest
         self._defaults = defaults
         self._tokenizer = tokenizer
-        self._max_batch_size = max_batch_size
+        self._rows = tighter(limits.rows, max_batch_size, _LARGER_BATCH)
+        bundle = manifest.limits
+        self._source = tighter(limits.source_length, bundle.max_source_length, "shorten it")
+        self._target = tighter(limits.target_length, bundle.max_target_length, "shorten it")
+        self._larger_cache = (
+            f"; {self._target.remedy}" if self._target is limits.target_length else ""
+        )
         self._constraints = ConstraintCompiler(
             tokenizer, manifest.limits.vocab_size, manifest.tokens.eos
         )
@@ -142,11 +153,10 @@ class RequestBuilder:
             tokens = (*tokens, eos)
         if not tokens:
             raise RequestError(f"{name} is empty; give it at least one token, or score its end")
-        longest = self._manifest.limits.max_target_length
-        if len(tokens) > longest:
+        if len(tokens) > self._target.most:
             raise RequestError(
-                f"{name} has {len(tokens)} tokens with its end and the model reads {longest}; "
-                "shorten it"
+                f"{name} has {len(tokens)} tokens with its end and the model reads "
+                f"{self._target.most}; {self._target.remedy}"
             )
         return tokens
 
@@ -164,7 +174,7 @@ class RequestBuilder:
             tokens = _token_ids(prompt, name)
         if not tokens:
             raise RequestError(f"{name} is empty; give it at least one token")
-        return self._checked(tokens, name, self._manifest.limits.max_source_length)
+        return self._checked(tokens, name, self._source)
 
     def target_tokens(self, text: object, name: str) -> tuple[int, ...]:
         """Token ids that the decoder is given: text without special tokens, ids, or None for none.
@@ -178,12 +188,13 @@ class RequestBuilder:
             tokens = self._encode(text, name, special_tokens=False)
         else:
             tokens = _token_ids(text, name)
-        return self._checked(tokens, name, self._manifest.limits.max_target_length)
+        return self._checked(tokens, name, self._target)
 
-    def _checked(self, tokens: tuple[int, ...], name: str, longest: int) -> tuple[int, ...]:
-        if len(tokens) > longest:
+    def _checked(self, tokens: tuple[int, ...], name: str, longest: Limit) -> tuple[int, ...]:
+        if len(tokens) > longest.most:
             raise RequestError(
-                f"{name} has {len(tokens)} tokens and the model reads {longest}; shorten it"
+                f"{name} has {len(tokens)} tokens and the model reads {longest.most}; "
+                f"{longest.remedy}"
             )
         vocab_size = self._manifest.limits.vocab_size
         for token in tokens:
@@ -204,7 +215,7 @@ class RequestBuilder:
             raise RequestError(f"{name}: {error}") from None
 
     def _max_new_tokens(self, config: GenerationConfig, prefix: int) -> int:
-        room = self._manifest.limits.max_target_length - prefix
+        room = self._target.most - prefix
         behind = f" behind a prefix of {prefix}" if prefix else ""
         if room < 1:
             raise RequestError(f"a prefix of {prefix} tokens leaves no room in the model's cache")
@@ -222,7 +233,7 @@ class RequestBuilder:
         if wanted > room:
             raise RequestError(
                 f"{option} {getattr(config, option)} exceeds the model's cache of "
-                f"{self._manifest.limits.max_target_length}{behind}"
+                f"{self._target.most}{behind}{self._larger_cache}"
             )
         for least, value in (
             ("min_new_tokens", config.min_new_tokens),
@@ -245,10 +256,10 @@ class RequestBuilder:
 
     def _check_rows(self, config: GenerationConfig) -> None:
         for name in ("num_beams", "num_return_sequences"):
-            if getattr(config, name) > self._max_batch_size:
+            if getattr(config, name) > self._rows.most:
                 raise RequestError(
                     f"{name} {getattr(config, name)} exceeds the engine's max_batch_size of "
-                    f"{self._max_batch_size}; open the engine with a larger one (--batch-size)"
+                    f"{self._rows.most}; {self._rows.remedy}"
                 )
 
     def _processors(

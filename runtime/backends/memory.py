@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from drl.runtime.arrays import Array, BackendArray
+from drl.runtime.backends.limits import NO_LIMITS, BackendLimits
 
 
 class ArrayLibrary(Protocol):
@@ -128,6 +129,7 @@ class HostRules:
     shrinks: bool = True
     # Sources of about the same length enter and leave without the blocks being laid out again.
     kept_multiple: int = 8
+    limits: BackendLimits = NO_LIMITS
 
     def __init__(self, cache_dtype: DTypeLike) -> None:
         self.cache_dtype: np.dtype[Any] = np.dtype(cache_dtype)

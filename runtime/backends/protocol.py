@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from drl.runtime.arrays import BackendArray, Float32, Int32, Int64
+from drl.runtime.backends.limits import BackendLimits
 from drl.runtime.backends.memory import HOST, ArrayLibrary, MemoryRules
 
 
@@ -195,6 +196,10 @@ class Backend(MemoryRules, Protocol):
     @property
     def ranks(self) -> bool:
         """Whether a step can give candidates in the place of logits."""
+
+    @property
+    def limits(self) -> BackendLimits:
+        """What it holds, where that is less than what the bundle and the caller allow."""
 
     def encode(
         self, tokens: Int64, lengths: Int32, budget: Float32, with_experts: bool = False
