@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from drl.export.folders import replace_folder
 from drl.export.model import ModelConfig
 from drl.runtime.bundle import MANIFEST_NAME
 from drl.runtime.errors import ExportError
@@ -80,7 +81,7 @@ def new_folder(destination: Path, *, force: bool) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=destination.parent))
         temporary.chmod(0o755)
         yield temporary
-        _move_into_place(temporary, destination)
+        replace_folder(temporary, destination)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ExportError(
@@ -178,22 +179,6 @@ def _listed_files(manifest: Path) -> list[str]:
         return list(json.loads(manifest.read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def _move_into_place(temporary: Path, destination: Path) -> None:
-    if not destination.exists():
-        temporary.rename(destination)
-        return
-    prefix = f".{destination.name}.replaced-"
-    aside = Path(tempfile.mkdtemp(prefix=prefix, dir=destination.parent))
-    destination.rename(aside / destination.name)
-    try:
-        temporary.rename(destination)
-    except BaseException:
-        (aside / destination.name).rename(destination)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _describe_paths(config: ModelConfig) -> list[dict[str, Any]]:
