@@ -1,0 +1,60 @@
+"""A bundle's engines, from the files to the device."""
+
+from typing import Any
+
+from drl.runtime.backends.device import Device
+from drl.runtime.backends.limits import BackendLimits
+from drl.runtime.backends.tensorrt.contexts import Activations, Library, LoadedEngine
+from drl.runtime.backends.tensorrt.plan import Plan
+from drl.runtime.backends.tensorrt.sizes import EngineSizes
+from drl.runtime.backends.tensorrt.store import EngineFolder
+from drl.runtime.manifest import Manifest
+
+
+class Engines:
+    """All engines of a bundle, on the device. What they need of its memory is taken at once.
+
+    Args:
+        manifest: The bundle's.
+        folder: Engines that fit the bundle, the device and the library.
+        module: The library.
+        device: Where they run.
+
+    Attributes:
+        manifest: The bundle's.
+        sizes: What the engines take.
+        plan: What they run with.
+        encoder: The encoder.
+        bridges, decoders: Of every path.
+
+    Raises:
+        BackendError: An engine is missing, TensorRT refuses it, or the device has no memory.
+    """
+
+    def __init__(
+        self, manifest: Manifest, folder: EngineFolder, module: Any, device: Device
+    ) -> None:
+        self.manifest = manifest
+        self.sizes = EngineSizes.of(folder, manifest)
+        described = folder.manifest
+        library = Library(described.flavour, module, device, described.options, folder.command)
+        names = [path.name for path in manifest.paths]
+
+        def load(name: str) -> LoadedEngine:
+            return library.load(name, folder.file(name), folder.engine(name))
+
+        with device.arrays.ordered():
+            self.encoder = load("encoder")
+            self.bridges = [load(f"bridge.{name}") for name in names]
+            self.decoders = [load(f"decoder.{name}") for name in names]
+            memory = max(e.memory for e in (self.encoder, *self.bridges, *self.decoders))
+            self.plan = Plan(device, folder, Activations(device, memory))
+
+    @property
+    def limits(self) -> BackendLimits:
+        """What requests are held to."""
+        return self.sizes.limits
+
+    def close(self) -> None:
+        """Drop the engines, which frees their memory once nothing else holds it."""
+        del self.encoder, self.bridges, self.decoders
