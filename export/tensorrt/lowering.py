@@ -1,0 +1,179 @@
+"""Lower a bundle's canonical graphs to the form that TensorRT builds engines from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
+    IdentityEliminationPass,
+    RemoveUnusedNodesPass,
+)
+
+from drl.export.passes import (
+    ExpandCachedAttention,
+    ExpandCrossAttention,
+    ExpandExpertCapacity,
+    ExpandRoutedFFN,
+    ExpandSelectStates,
+    InlineBodies,
+    RankLogits,
+    SpecialisePath,
+    StaticCache,
+    TypedPrecision,
+)
+from drl.export.passes.expand_select_states import THOUSANDTHS
+from drl.export.tensorrt.weights_file import externalise
+from drl.runtime.bundle import Bundle
+from drl.runtime.errors import ExportError
+from drl.runtime.manifest import Manifest, PathInfo
+
+HALF: Mapping[str, ir.DataType] = {
+    "fp16": ir.DataType.FLOAT16,
+    "bf16": ir.DataType.BFLOAT16,
+}
+PRECISIONS = ("fp16", "bf16", "fp8")
+
+
+@dataclass(frozen=True)
+class LoweringOptions:
+    """What to lower to.
+
+    Attributes:
+        precision: `fp16`, `bf16`, or `fp8`.
+        capacity: Positions C of the cache, static; None for the most that the model takes.
+        candidates: How many of the largest logits are told, c; at most V of them.
+        plugins: Whether experts run in the plugin operators, instead of standard ones.
+
+    Raises:
+        ExportError: A value is out of range.
+    """
+
+    precision: str = "fp16"
+    capacity: int | None = None
+    candidates: int = 64
+    plugins: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be lowered to."""
+        if self.precision not in PRECISIONS:
+            raise ExportError(
+                f"there is no precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}"
+            )
+        if self.capacity is not None and self.capacity < 1:
+            raise ExportError(f"the cache needs a capacity of at least 1, not {self.capacity}")
+        if self.candidates < 1:
+            raise ExportError(f"at least 1 candidate is ranked, not {self.candidates}")
+
+
+@dataclass(frozen=True)
+class LoweredGraph:
+    """A graph in the form of TensorRT.
+
+    Attributes:
+        name: `encoder`, `bridge.<path>` or `decoder.<path>`.
+        model: The graph; its weights are external.
+        path: Index of its path; None for the encoder, which all paths share.
+    """
+
+    name: str
+    model: ir.Model
+    path: int | None
+
+
+def lower_bundle(bundle: Bundle, options: LoweringOptions, folder: Path) -> list[LoweredGraph]:
+    """Lower every graph of `bundle` for every path, and write `<name>.onnx` and `weights.bin`.
+
+    Args:
+        bundle: An fp32 bundle.
+        options: Precision and sizes.
+        folder: Where the files go; it must exist.
+
+    Returns:
+        The encoder, then bridge and decoder of every path, cheapest first.
+
+    Raises:
+        BundleError: The bundle holds no canonical graphs.
+        ExportError: The model does not fit the options.
+    """
+    graphs = _in_float32(bundle, options)
+    for graph in graphs:
+        _type(graph.model, HALF[options.precision])
+    externalise([graph.model for graph in graphs], folder)
+    for graph in graphs:
+        ir.save(graph.model, folder / f"{graph.name}.onnx")
+    return graphs
+
+
+def _in_float32(bundle: Bundle, options: LoweringOptions) -> list[LoweredGraph]:
+    """Lower every graph but for the precision."""
+    manifest = bundle.manifest
+    encoder = _run(_load(bundle, "encoder"), [*_encoder_passes(), *_TIDY])
+    graphs = [LoweredGraph("encoder", encoder, None)]
+    for index, path in enumerate(manifest.paths):
+        bridge = _run(_load(bundle, "bridge"), [*_bridge_passes(index, path), *_TIDY])
+        decoder = _run(
+            _load(bundle, "decoder"), [*_decoder_passes(manifest, index, options), *_TIDY]
+        )
+        graphs.append(LoweredGraph(f"bridge.{path.name}", bridge, index))
+        graphs.append(LoweredGraph(f"decoder.{path.name}", decoder, index))
+    return graphs
+
+
+def _load(bundle: Bundle, graph: str) -> ir.Model:
+    model = ir.load(bundle.canonical_file(graph))
+    model.functions.clear()
+    return model
+
+
+def _run(model: ir.Model, passes: Sequence[ir.passes.PassBase]) -> ir.Model:
+    return ir.passes.Sequential(*passes)(model).model
+
+
+_TIDY = (
+    IdentityEliminationPass(),
+    CommonSubexpressionEliminationPass(),  # layers repeat what they share, such as masks
+    RemoveUnusedNodesPass(),
+)
+
+
+def _encoder_passes() -> list[ir.passes.PassBase]:
+    return [*_routing(gather=False), InlineBodies(["PathScore"], "float32")]
+
+
+def _bridge_passes(index: int, path: PathInfo) -> list[ir.passes.PassBase]:
+    keep = round(path.keep_ratio * THOUSANDTHS)
+    return [SpecialisePath(index, path.layers), ExpandSelectStates(keep)]
+
+
+def _decoder_passes(
+    manifest: Manifest, index: int, options: LoweringOptions
+) -> list[ir.passes.PassBase]:
+    capacity = options.capacity or manifest.limits.max_target_length
+    candidates = min(options.candidates, manifest.limits.vocab_size)
+    return [
+        SpecialisePath(index, manifest.paths[index].layers),
+        StaticCache(capacity),
+        ExpandCachedAttention(),
+        ExpandCrossAttention(),
+        *_routing(gather=True),
+        RankLogits(candidates),
+    ]
+
+
+def _routing(*, gather: bool) -> list[ir.passes.PassBase]:
+    return [
+        ExpandExpertCapacity(),
+        ExpandRoutedFFN(gather=gather),
+        InlineBodies(["GroupRoute", "ExpertRoute"], "float32"),
+    ]
+
+
+def _type(model: ir.Model, half: ir.DataType) -> None:
+    _run(model, [TypedPrecision(half)])
+    kept = {*model.graph.inputs, *model.graph.outputs}
+    for node in model.graph:
+        for value in node.outputs:
+            if value not in kept:
+                value.shape = None
