@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from drl.plugins.native import find_library
 from drl.plugins.ops.packing import LAYOUT, PackedWeights, pack_int4, pack_int8
-from drl.runtime.backends.ort import import_onnxruntime
+from drl.runtime.backends.ort_session import import_onnxruntime
 from drl.runtime.commands.common import clean_errors, table
 
 Array = NDArray[Any]

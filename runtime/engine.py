@@ -83,15 +83,15 @@ class Engine:
 
         Args:
             path: The bundle's folder.
-            device: "cpu".
+            device: "cpu"; or "cuda", ONNX Runtime on an NVIDIA GPU, "cuda:1" on the second one.
             threads: Threads per graph; None takes what `DRL_THREADS` says, or one per core that
-                this process may use.
+                this process may use. On a GPU, threads for what is left to the host.
             max_batch_size: See `Engine`.
             verify_hashes: Whether to read every file and compare its SHA-256.
 
         Raises:
-            BundleError: The bundle is missing, damaged or too new.
-            BackendError: ONNX Runtime is missing or refuses the bundle.
+            BundleError: The bundle is missing, damaged or too new, or is not for the device.
+            BackendError: The device's library is missing, does not work or refuses the bundle.
         """
         bundle = Bundle.load(path, verify_hashes=verify_hashes)
         return cls(bundle, open_backend(bundle, device, threads), max_batch_size)

@@ -1,7 +1,7 @@
 """Engines that run a bundle's graphs, each behind the `Backend` protocol.
 
-`protocol` says what a backend does and `memory` whose memory it does it in, `ort` runs on ONNX
-Runtime, `opening` picks one for a device.
+`protocol` says what a backend does and `memory` whose memory it does it in. `ort` runs on ONNX
+Runtime on the CPU, `ort_cuda` on a GPU, and `opening` picks one for a device.
 """
 
 from drl.runtime.backends.memory import ArrayLibrary, HostRules, MemoryRules
