@@ -1,24 +1,18 @@
 """`drl-export`: the front door, from a checkpoint to a bundle."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 
+from drl.export.command_line import StageClock, extra_needed
+from drl.export.comparison_lines import describe_parity, describe_quantization
 from drl.export.options import ExportOptions, Precision, Target
 from drl.runtime.bundle import Bundle
 from drl.runtime.commands.common import clean_errors, file_size
-from drl.runtime.errors import ExportError
 
 if TYPE_CHECKING:
     from drl.export.exporter import ExportReport
-    from drl.export.parity import ParityReport
-    from drl.export.quantization_report import QuantizationReport
-
-_EXTRA = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
 
 _STAGES = {
     "load": "reading the checkpoint",
@@ -29,25 +23,6 @@ _STAGES = {
     "verify": "comparing with eager PyTorch",
     "evaluate": "answering the evaluation set",
 }
-
-
-class _StageClock:
-    """Prints each stage as it begins, and the seconds it took when the next one does."""
-
-    def __init__(self) -> None:
-        self._begun: float | None = None
-
-    def __call__(self, stage: str) -> None:
-        self.finish()
-        click.echo(f"{_STAGES[stage]:<30}", nl=False, err=True)
-        self._begun = time.perf_counter()
-
-    def finish(self, note: str = "") -> None:
-        """End the stage under way, if there is one."""
-        if self._begun is not None:
-            seconds = time.perf_counter() - self._begun
-            click.echo(note or f"{seconds:6.1f} s", err=True)
-            self._begun = None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -106,10 +81,10 @@ def main(
     The bundle is checked against the PyTorch model before it takes its place; a failed or
     interrupted export leaves nothing behind.
     """
-    with _extra_needed():  # PyTorch takes seconds, and Ctrl-C works from the first
+    with extra_needed():  # PyTorch takes seconds, and Ctrl-C works from the first
         from drl.export.exporter import export
         from drl.export.rename import read_rename
-    clock = _StageClock()
+    clock = StageClock(_STAGES)
     options = ExportOptions(
         target,
         precision,
@@ -128,20 +103,6 @@ def main(
     click.echo(_describe(Bundle.load(bundle, verify_hashes=False), report))
 
 
-@contextmanager
-def _extra_needed() -> Iterator[None]:
-    """Say how to install a library of the extra `export` that the block fails to import."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        library = (error.name or "").partition(".")[0]
-        if library not in _EXTRA:
-            raise
-        raise ExportError(
-            f'{library} is not installed, and exporting needs it; run `pip install ".[export]"`'
-        ) from None
-
-
 def _describe(bundle: Bundle, report: "ExportReport") -> str:
     """Return the table that ends an export: files, nodes and parity."""
     lines = ["", f"{bundle.folder}  ({bundle.manifest.target}, {bundle.manifest.precision})"]
@@ -151,9 +112,9 @@ def _describe(bundle: Bundle, report: "ExportReport") -> str:
         count = f"{nodes[name]} nodes" if name in nodes else ""
         lines.append(f"  {name:<{width}}{file_size(info.bytes):>10}  {count}")
     if report.parity is not None:
-        lines += _describe_parity(report.parity)
+        lines += describe_parity(report.parity)
     if report.quantization is not None:
-        lines += _describe_quantization(report.quantization)
+        lines += describe_quantization(report.quantization)
     if report.parity is None and report.quantization is None:
         lines.append("  not compared with PyTorch (--no-verify)")
     if report.transformers is not None:
@@ -165,52 +126,3 @@ def _describe(bundle: Bundle, report: "ExportReport") -> str:
         left_out = ", ".join(report.generation_left_out)
         lines.append(f"  generation defaults that this version leaves out: {left_out}")
     return "\n".join(lines)
-
-
-def _describe_parity(parity: "ParityReport") -> list[str]:
-    positions = sum(path.positions for path in parity.paths)
-    lines = [f"  largest difference from PyTorch, over {positions} positions:"]
-    for path in parity.paths:
-        absolute = f" ({path.absolute:.1e} absolute)" if path.absolute > path.drift else ""
-        lines.append(f"    path {path.path:<12} logits {path.drift:.1e}{absolute}")
-    routes = parity.routes
-    if routes.compared:
-        lines.append(
-            f"  expert choices: {routes.compared} clear ones, {routes.wrong} wrong; "
-            f"{routes.near_ties} near ties, {routes.flips} flipped"
-        )
-    return lines
-
-
-def _describe_quantization(report: "QuantizationReport") -> list[str]:
-    share = 100 * report.bytes / report.fp32_bytes
-    positions = sum(path.positions for path in report.paths)
-    lines = [
-        f"  weights: {share:.0f} % of fp32",
-        f"  predictions against the fp32 model, over {positions} positions:",
-    ]
-    for path in report.paths:
-        clear = f", {_percent(path.clear_same, path.clear)} of clear ones" if path.clear else ""
-        lines.append(
-            f"    path {path.path:<12} KL {path.kl_mean:.1e} (at most {path.kl_max:.1e}), "
-            f"same token {_percent(path.same, path.positions)}{clear}"
-        )
-    for layer in report.layers:
-        flipped = _percent(layer.flips, layer.choices)
-        lines.append(f"  expert choices of {layer.layer}: {flipped} flipped")
-    if report.path_choices:
-        same = _percent(report.path_choices_same, report.path_choices)
-        lines.append(f"  path choices: {same} the same")
-    worst = max(report.paths, key=lambda path: path.distance)
-    lines.append(f"  distance from PyTorch with the same rounding: {worst.distance:.1e}")
-    if report.accuracy is not None:
-        found = report.accuracy
-        lines.append(
-            f"  right answers of {found.pairs}: {_percent(found.quantized, found.pairs)}, "
-            f"in fp32 {_percent(found.fp32, found.pairs)}"
-        )
-    return lines
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / max(whole, 1):.1f} %"

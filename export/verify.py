@@ -1,7 +1,7 @@
 """Hold a bundle, run by the runtime's own backend, against the eager model it was made from."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,30 @@ from drl.export.parity import (
     absolute_difference,
     relative_difference,
 )
-from drl.runtime.backends import Backend, CrossAttention, Encoding, StepInputs, StepOutputs
+from drl.runtime.backends import Backend, Encoding, StepInputs, StepOutputs
+from drl.runtime.cache import KVCache
+from drl.runtime.manifest import CacheInfo
 
 _PREFILL = 4
-_STEPS = 32
-_SOURCE_LENGTHS = (1, 5, 12, 24)
-_SEED = 20
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The random inputs that a comparison is made on.
+
+    Attributes:
+        source_lengths: Tokens of each source; longer ones than the model takes are cut.
+        steps: Cached single-token steps after a first call of a few tokens.
+        seed: Of the draws.
+    """
+
+    source_lengths: tuple[int, ...] = (1, 5, 12, 24)
+    steps: int = 32
+    seed: int = 20
+
+
+SAMPLE = Sample()
+"""What an export is checked on."""
 
 
 @dataclass
@@ -78,18 +96,18 @@ class Expectation:
 
 
 @torch.inference_mode()
-def expect(model: DualRouterModel) -> Expectation:
+def expect(model: DualRouterModel, sample: Sample = SAMPLE) -> Expectation:
     """Run the eager model, in evaluation mode, on everything that a bundle is compared on."""
     config = model.config
-    generator = torch.Generator().manual_seed(_SEED)
-    lengths = [min(length, config.max_source_length) for length in _SOURCE_LENGTHS]
+    generator = torch.Generator().manual_seed(sample.seed)
+    lengths = [min(length, config.max_source_length) for length in sample.source_lengths]
     vocabulary = config.vocab_size
     sources = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in lengths]
     source, source_lengths = pad(sources, config.pad_token_id)
     budget = torch.linspace(0, 1, len(sources))
     encoded = model.encode(source, source_lengths, budget)
     prefill = min(_PREFILL, config.max_target_length)
-    capacity = min(prefill + _STEPS, config.max_target_length)
+    capacity = min(prefill + sample.steps, config.max_target_length)
     spans = [(0, prefill), *((t, t + 1) for t in range(prefill, capacity))]
     tokens, calls = [], []
     for path in range(len(config.paths)):
@@ -118,7 +136,7 @@ def compare(expected: Expectation, backend: Backend) -> ParityReport:
     same = np.ones(len(encoded.lengths), dtype=bool)
     routes = _compare_routes(encoded.routes, encoding.experts, same)
     valid = encoded.source_mask & torch.from_numpy(same)[:, None]
-    states = torch.from_numpy(encoding.states)
+    states = torch.from_numpy(encoding.arrays.to_host(encoding.states)).float()
     return ParityReport(
         encoder=relative_difference(encoded.states[valid], states[valid]),
         path_logits=_path_logit_difference(encoded, encoding, same),
@@ -139,19 +157,38 @@ def encode(expected: Expectation, backend: Backend) -> Encoding:
 
 
 def replay(
-    expected: Expectation, backend: Backend, encoding: Encoding, path: int, candidates: int = 0
+    expected: Expectation,
+    backend: Backend,
+    encoding: Encoding,
+    path: int,
+    candidates: int = 0,
+    before: Callable[[Call], None] = lambda _: None,
 ) -> Iterator[StepOutputs]:
     """Run a bundle's decoder on the calls of a path; an output holds until the next one.
 
     With `candidates`, the outputs hold that many in the place of the logits.
+
+    Args:
+        expected: What to run.
+        backend: The bundle's graphs, loaded.
+        encoding: The sources, from that backend.
+        path: Index of the path.
+        candidates: See `StepInputs`.
+        before: Told of every call before it is made.
     """
-    tokens = expected.tokens[path].numpy()
-    cross = backend.bridge(encoding, path)
-    buffers = _empty_buffers(expected.config, path, *tokens.shape)
+    config, tokens = expected.config, expected.tokens[path].numpy()
+    rows, capacity = tokens.shape
+    info = CacheInfo(config.decoder_layers, config.kv_heads, config.head_dim, "float32")
+    layers = config.paths[path].layers
+    cache = KVCache(info, layers, rows, capacity, rules=backend)
+    cache.append(backend.bridge(encoding, path))
+    cache.reserve(capacity)
     for call in expected.calls[path]:
-        new = tokens[:, call.start : call.stop]
-        inputs = _step_inputs(path, new, call.start, cross, buffers)
-        yield backend.step(replace(inputs, candidates=candidates))
+        before(call)
+        new = np.ascontiguousarray(tokens[:, call.start : call.stop])
+        yield backend.step(_step_inputs(path, new, cache, candidates))
+        cache.lengths[:rows] = call.stop
+    backend.release(path, cache.width)
 
 
 def _path_logit_difference(
@@ -189,40 +226,23 @@ def _compare_path(
     )
 
 
-Buffers = tuple[tuple[npt.NDArray[np.float32], ...], tuple[npt.NDArray[np.float32], ...]]
-
-
-def _empty_buffers(config: ModelConfig, path: int, rows: int, capacity: int) -> Buffers:
-    """Return zeroed keys and values of every decoder layer, of no length where it is skipped."""
-
-    def side() -> tuple[npt.NDArray[np.float32], ...]:
-        lengths = (
-            capacity if layer in config.paths[path].layers else 0
-            for layer in range(config.decoder_layers)
-        )
-        return tuple(
-            np.zeros((rows, config.kv_heads, length, config.head_dim), np.float32)
-            for length in lengths
-        )
-
-    return side(), side()
-
-
 def _step_inputs(
-    path: int, tokens: npt.NDArray[np.int64], start: int, cross: CrossAttention, buffers: Buffers
+    path: int, tokens: npt.NDArray[np.int64], cache: KVCache, candidates: int
 ) -> StepInputs:
     rows, width = tokens.shape
+    cross, past = cache.cross(), cache.past()
     return StepInputs(
         path=path,
-        tokens=np.ascontiguousarray(tokens),
-        lengths=np.full(rows, start, np.int32),
+        tokens=tokens,
+        lengths=cache.lengths[:rows],
         new_lengths=np.full(rows, width, np.int32),
-        cross_bias=cross.bias,
-        cross_keys=cross.keys,
-        cross_values=cross.values,
-        past_keys=buffers[0],
-        past_values=buffers[1],
+        cross_bias=cross[0],
+        cross_keys=cross[1],
+        cross_values=cross[2],
+        past_keys=past[0],
+        past_values=past[1],
         with_experts=True,
+        candidates=candidates,
     )
 
 

@@ -22,7 +22,7 @@ from drl.export.quantization_report import (
     row_limit_of,
 )
 from drl.export.quantized_model import quantized_model
-from drl.export.verify import Expectation, encode, expect, replay
+from drl.export.verify import SAMPLE, Expectation, Sample, encode, expect, replay
 from drl.runtime.backends import Backend, Encoding, StepOutputs
 from drl.runtime.manifest import RouterInfo
 from drl.runtime.paths import choose_path
@@ -72,13 +72,15 @@ class Flips:
         return tuple(LayerFlips(name, n, self.flips[name]) for name, n in self.choices.items())
 
 
-def expect_quantized(checkpoint: Checkpoint, precision: Precision) -> QuantizedExpectation:
+def expect_quantized(
+    checkpoint: Checkpoint, precision: Precision, sample: Sample = SAMPLE
+) -> QuantizedExpectation:
     """Run the eager models, one after the other, on everything that a bundle is compared on."""
-    fp32 = expect(checkpoint.model())
+    fp32 = expect(checkpoint.model(), sample)
     model = quantized_model(checkpoint, FORMATS[precision])
-    rounded = expect(model)
+    rounded = expect(model, sample)
     _shake(model)
-    return QuantizedExpectation(fp32, rounded, expect(model))
+    return QuantizedExpectation(fp32, rounded, expect(model, sample))
 
 
 def compare_quantized(

@@ -1,6 +1,6 @@
 """The weights file: which tensors the graphs need, where they lie, and what they are made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,10 @@ class WeightPlan:
         if value.dtype != dtype or tuple(value.shape) != shape:
             raise ValueError(f"tensor `{name}` is planned as {value.shape}, now asked as {shape}")
         return value
+
+    def tensors(self) -> Iterator[StoredTensor]:
+        """Yield every tensor of the file, in its order."""
+        yield from self._tensors.values()
 
     @property
     def size(self) -> int:

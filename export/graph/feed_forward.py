@@ -92,7 +92,7 @@ def _emit_router(e: Emitter, x: ir.Value, routing: RoutingValues) -> tuple[ir.Va
 
 
 def _weigh(e: Emitter, ids: ir.Value, gates: ir.Value) -> ir.Value:
-    """Emit `ExpertRouter._weigh`; padding keeps its gates of 0."""
+    """Emit `ExpertRouter.weigh`; padding keeps its gates of 0."""
     op, config, shape = e.op, e.config, gates.shape
     if config.gates == "one":
         gates = op.Cast(op.GreaterOrEqual(ids, 0), to=FLOAT)

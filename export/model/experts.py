@@ -75,13 +75,13 @@ class ExpertRouter(nn.Module):
                 logits = logits + self.prior_scale.float() * prior
             probabilities = logits.masked_fill(~allowed, FORBIDDEN).softmax(dim=-1)
         ids = top_indices(probabilities, k)
-        gates = self._weigh(probabilities.gather(-1, ids)) * token_mask[..., None]
+        gates = self.weigh(probabilities.gather(-1, ids)) * token_mask[..., None]
         ids = ids.masked_fill(~token_mask[..., None], -1).int()
         if capacity is not None:
             ids, gates = drop_over_capacity(ids, gates, capacity)
         return Route(layer, ids, gates, probabilities, token_mask)
 
-    def _weigh(self, probabilities: Tensor) -> Tensor:
+    def weigh(self, probabilities: Tensor) -> Tensor:
         """Turn the probabilities of the chosen experts `[B, T, k]` into their gates."""
         if self.gates == "one":
             probabilities = torch.ones_like(probabilities)

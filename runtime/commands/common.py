@@ -26,34 +26,42 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
 
     Goes between the `click` decorators and the function. Other exceptions are bugs and pass.
     """
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            try:
-                return command(*args, **kwargs)
-            except DrlError as error:
-                _end(str(error))
-            except OSError as error:
-                if error.errno == errno.EPIPE or error.filename is not None:
-                    raise  # a reader that has had enough, which click ends quietly, or a bug
-                _end(f"cannot write the output: {error.strerror or error}")
-            except KeyboardInterrupt:
-                click.echo("interrupted", err=True)
-                sys.exit(INTERRUPTED)
-
-    return run
+    return clean_errors_with(1)(command)
 
 
-def _end(message: str) -> NoReturn:
+def clean_errors_with(status: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make `clean_errors` for a command to which status 1 means something else."""
+
+    def decorate(command: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(command)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                try:
+                    return command(*args, **kwargs)
+                except DrlError as error:
+                    _end(str(error), status)
+                except OSError as error:
+                    if error.errno == errno.EPIPE or error.filename is not None:
+                        raise  # a reader that has had enough, which click ends quietly, or a bug
+                    _end(f"cannot write the output: {error.strerror or error}", status)
+                except KeyboardInterrupt:
+                    click.echo("interrupted", err=True)
+                    sys.exit(INTERRUPTED)
+
+        return run
+
+    return decorate
+
+
+def _end(message: str, status: int) -> NoReturn:
     print_error(message)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:  # what is left cannot be written either, and Python would try at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
+    sys.exit(status)
 
 
 def print_error(message: str) -> None:

@@ -1,0 +1,214 @@
+"""Compare a backend with what the eager model computes: logits, predictions, routes and paths."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drl.export.model import Route
+from drl.export.parity import ROUTE_MARGIN, absolute_difference, relative_difference
+from drl.export.verification.report import Comparison, LayerRoutes, PathComparison
+from drl.export.verify import Expectation, encode, replay
+from drl.export.verify_quantized import compare_predictions
+from drl.runtime.arrays import Int32
+from drl.runtime.backends import Backend, Encoding
+from drl.runtime.manifest import RouterInfo
+from drl.runtime.paths import choose_path
+
+Before = Callable[[Sequence[Route]], None]
+"""Told of the reference's routes in the call that comes next."""
+
+
+def compare_backend(
+    expected: Expectation, backend: Backend, before: Before | None = None
+) -> Comparison:
+    """Compare a backend with the eager model.
+
+    Args:
+        expected: What the eager model computes.
+        backend: The graphs, loaded.
+        before: Makes the backend take the reference's routes in the next call. Its own are then
+            what it would have chosen, layer by layer, and a row that differs stays in.
+    """
+    encoded, config = expected.encoded, expected.config
+    if before is not None:
+        before(encoded.routes)
+    encoding = encode(expected, backend)
+    rows = None if before is not None else np.ones(len(encoded.lengths), bool)
+    routes = RouteTally(config.expert_capacity)
+    routes.add(encoded.routes, encoding.experts, rows)
+    states = to_torch(encoding)
+    valid = encoded.source_mask if rows is None else encoded.source_mask & _column(rows)
+    logits, same, choices = _compare_path_choices(expected, encoding, rows)
+    paths = tuple(
+        _compare_path(expected, backend, path, encoding, rows, before)
+        for path in range(len(config.paths))
+    )
+    return Comparison(
+        encoder=relative_difference(encoded.states[valid], states[valid]),
+        encoder_routes=routes.layers(),
+        path_logits=logits,
+        path_choices=choices,
+        path_choices_same=same,
+        paths=paths,
+    )
+
+
+def to_torch(encoding: Encoding) -> Tensor:
+    """Return encoder states as an fp32 tensor of the host, `[B, S, d]`."""
+    with encoding.arrays.ordered():
+        return torch.from_numpy(encoding.arrays.to_host(encoding.states)).float()
+
+
+@dataclass
+class RouteTally:
+    """Choices of experts so far, by layer.
+
+    Attributes:
+        capacity: Tokens of a row that an expert of the encoder takes, or None. Where it is full
+            depends on earlier tokens, so of a row that differs only the first difference counts.
+    """
+
+    capacity: int | None = None
+    _found: dict[str, LayerRoutes] = field(default_factory=dict)
+
+    def add(
+        self, routes: Sequence[Route], actual: Mapping[int, Int32], rows: np.ndarray | None = None
+    ) -> None:
+        """Add the choices of one call.
+
+        Args:
+            routes: The reference's.
+            actual: Expert ids `[B, T, k]` of the backend by number of the layer.
+            rows: bool `[B]`, the rows to count. One that differs in a layer is struck, as what
+                comes after computes something else; None counts all of them in all layers.
+        """
+        for route in routes:
+            ids = actual[int(route.layer.rsplit(".", 1)[1])]
+            real = route.token_mask.numpy()
+            if rows is not None:
+                real = real & rows[:, None]
+            expected = np.sort(route.expert_ids.numpy(), axis=-1)
+            differs = (expected != np.sort(ids, axis=-1)).any(axis=-1) & real
+            if self.capacity is not None and route.layer.startswith("encoder"):
+                real = real & (np.cumsum(differs, axis=1) - differs == 0)
+                counted = differs & real
+            else:
+                counted = differs
+            margin = route.margin().numpy()
+            clear = real & (margin > ROUTE_MARGIN)
+            self._count(route.layer, real, clear, counted, margin)
+            if rows is not None:
+                rows &= ~differs.any(axis=1)
+
+    def layers(self) -> tuple[LayerRoutes, ...]:
+        """Return one entry per layer, as they came."""
+        return tuple(self._found.values())
+
+    def _count(
+        self,
+        layer: str,
+        real: np.ndarray,
+        clear: np.ndarray,
+        differs: np.ndarray,
+        margin: np.ndarray,
+    ) -> None:
+        new = LayerRoutes(
+            layer,
+            clear=int(clear.sum()),
+            wrong=int((differs & clear).sum()),
+            near_ties=int((real & ~clear).sum()),
+            flips=int((differs & real & ~clear).sum()),
+            widest=float(margin[differs].max(initial=0.0)),
+        )
+        self._found[layer] = self._found.get(layer, LayerRoutes(layer)) + new
+
+
+@dataclass
+class _Drift:
+    """Differences of logits so far."""
+
+    largest: float = 0.0
+    relative: float = 0.0
+    total: float = 0.0
+    positions: int = 0
+    vocabulary: int = 1
+
+    def add(self, expected: Tensor, actual: Tensor) -> None:
+        """Add logits `[n, T, V]`."""
+        self.largest = max(self.largest, absolute_difference(expected, actual))
+        self.relative = max(self.relative, relative_difference(expected, actual))
+        self.total += float((expected - actual).abs().double().sum())
+        self.positions += expected.shape[0] * expected.shape[1]
+        self.vocabulary = expected.shape[2]
+
+    @property
+    def mean(self) -> float:
+        """The mean difference of a logit."""
+        return self.total / max(self.positions * self.vocabulary, 1)
+
+
+def _compare_path(
+    expected: Expectation,
+    backend: Backend,
+    path: int,
+    encoding: Encoding,
+    rows: np.ndarray | None,
+    before: Before | None,
+) -> PathComparison:
+    rows = None if rows is None else rows.copy()
+    drift, routes, predictions = _Drift(), RouteTally(), []
+    outcomes = replay(
+        expected,
+        backend,
+        encoding,
+        path,
+        before=lambda call: None if before is None else before(call.routes),
+    )
+    for call, outputs in zip(expected.calls[path], outcomes, strict=True):
+        routes.add(call.routes, outputs.experts, rows)
+        logits = torch.from_numpy(outputs.logits)
+        kept = slice(None) if rows is None else torch.from_numpy(rows)
+        drift.add(call.logits[kept], logits[kept])
+        predictions.append(compare_predictions(call.logits, logits))
+    divergence, same, clear = (torch.cat(parts) for parts in zip(*predictions, strict=True))
+    divergence = divergence.nan_to_num(nan=float("inf"))
+    return PathComparison(
+        path=expected.config.paths[path].name,
+        positions=drift.positions,
+        all_positions=len(divergence),
+        largest=drift.largest,
+        mean=drift.mean,
+        relative=drift.relative,
+        kl_mean=float(divergence.mean()),
+        kl_max=float(divergence.max()),
+        same=int(same.sum()),
+        clear=int(clear.sum()),
+        clear_same=int((clear & same).sum()),
+        routes=routes.layers(),
+    )
+
+
+def _compare_path_choices(
+    expected: Expectation, encoding: Encoding, rows: np.ndarray | None
+) -> tuple[float, int, int]:
+    """Return the difference of path logits over `rows`, and choices: the same, and all."""
+    router, scores = expected.config.path_router, expected.encoded.scores
+    if router is None or scores is None or encoding.path_logits is None:
+        return 0.0, 0, 0
+    eager, found = scores.logits, torch.from_numpy(encoding.path_logits).float()
+    kept = slice(None) if rows is None else torch.from_numpy(rows)
+    info, costs = RouterInfo(router.head, router.threshold), expected.config.path_costs
+    same = sum(
+        choose_path(costs, info, one.numpy(), budget) == choose_path(costs, info, two, budget)
+        for one, two, budget in zip(
+            eager, encoding.path_logits, expected.budget.tolist(), strict=True
+        )
+    )
+    return relative_difference(eager[kept], found[kept]), same, len(eager)
+
+
+def _column(rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(rows)[:, None]
