@@ -82,13 +82,19 @@ class LoweredGraph:
     path: int | None
 
 
-def lower_bundle(bundle: Bundle, options: LoweringOptions, folder: Path) -> list[LoweredGraph]:
+def lower_bundle(
+    bundle: Bundle,
+    options: LoweringOptions,
+    folder: Path,
+    before: Sequence[ir.passes.PassBase] = (),
+) -> list[LoweredGraph]:
     """Lower every graph of `bundle` for every path, and write `<name>.onnx` and `weights.bin`.
 
     Args:
         bundle: An fp32 bundle.
         options: Precision and sizes.
         folder: Where the files go; it must exist.
+        before: Passes to run over the canonical graphs first.
 
     Returns:
         The encoder, then bridge and decoder of every path, cheapest first.
@@ -97,7 +103,7 @@ def lower_bundle(bundle: Bundle, options: LoweringOptions, folder: Path) -> list
         BundleError: The bundle holds no canonical graphs.
         ExportError: The model does not fit the options.
     """
-    graphs = _in_float32(bundle, options)
+    graphs = _in_float32(bundle, options, before)
     for graph in graphs:
         _type(graph.model, HALF[options.precision])
     externalise([graph.model for graph in graphs], folder)
@@ -106,15 +112,18 @@ def lower_bundle(bundle: Bundle, options: LoweringOptions, folder: Path) -> list
     return graphs
 
 
-def _in_float32(bundle: Bundle, options: LoweringOptions) -> list[LoweredGraph]:
+def _in_float32(
+    bundle: Bundle, options: LoweringOptions, before: Sequence[ir.passes.PassBase]
+) -> list[LoweredGraph]:
     """Lower every graph but for the precision."""
     manifest = bundle.manifest
-    encoder = _run(_load(bundle, "encoder"), [*_encoder_passes(), *_TIDY])
+    encoder = _run(_load(bundle, "encoder"), [*before, *_encoder_passes(), *_TIDY])
     graphs = [LoweredGraph("encoder", encoder, None)]
     for index, path in enumerate(manifest.paths):
-        bridge = _run(_load(bundle, "bridge"), [*_bridge_passes(index, path), *_TIDY])
+        bridge = _run(_load(bundle, "bridge"), [*before, *_bridge_passes(index, path), *_TIDY])
         decoder = _run(
-            _load(bundle, "decoder"), [*_decoder_passes(manifest, index, options), *_TIDY]
+            _load(bundle, "decoder"),
+            [*before, *_decoder_passes(manifest, index, options), *_TIDY],
         )
         graphs.append(LoweredGraph(f"bridge.{path.name}", bridge, index))
         graphs.append(LoweredGraph(f"decoder.{path.name}", decoder, index))

@@ -1,58 +1,15 @@
 """The backends by name: how each is opened, as the runtime does and with passes over its graphs."""
 
-from abc import ABC, abstractmethod
-
+from drl.export.verification.candidate import Candidate
 from drl.export.verification.graph_backend import GraphBackend
 from drl.export.verification.graph_runner import OrtRunner, OrtSettings, Passes
 from drl.export.verification.options import BACKENDS
+from drl.export.verification.tensorrt_form import TensorRTForm
 from drl.runtime.backends import Backend, open_backend
 from drl.runtime.backends.native import native_operators
-from drl.runtime.backends.ort import import_onnxruntime
+from drl.runtime.backends.ort_session import import_onnxruntime
 from drl.runtime.bundle import Bundle
 from drl.runtime.manifest import GRAPHS
-
-
-class Candidate(ABC):
-    """A backend that a bundle can be compared on.
-
-    Args:
-        bundle: The bundle.
-
-    Attributes:
-        bundle: The bundle.
-        precision: What the backend computes in.
-    """
-
-    name: str
-    precision: str = "fp32"
-
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
-
-    @abstractmethod
-    def check(self) -> None:
-        """See whether it can be opened here.
-
-        Raises:
-            BackendError: It is not available; the message says what mends it.
-            BundleError: The bundle lacks what it is made from.
-        """
-
-    @abstractmethod
-    def open(self) -> Backend:
-        """Open it as it is used.
-
-        Raises:
-            BackendError: It does not load.
-            ExportError: It cannot be made from the bundle.
-        """
-
-    @abstractmethod
-    def open_with(self, passes: Passes) -> GraphBackend:
-        """Open it over graphs with passes run over them. Raises what `open` does."""
-
-    def close(self) -> None:  # noqa: B027 - most keep nothing
-        """Give back what was made to open it."""
 
 
 class OrtCpu(Candidate):
@@ -99,5 +56,5 @@ class Portable(Candidate):
 
 def candidates(bundle: Bundle) -> dict[str, Candidate]:
     """Return every backend by name, in the order in which they are compared."""
-    found = {kind.name: kind(bundle) for kind in (OrtCpu, Portable)}
+    found = {kind.name: kind(bundle) for kind in (OrtCpu, Portable, TensorRTForm)}
     return {name: found[name] for name in BACKENDS if name in found}

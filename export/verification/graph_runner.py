@@ -9,13 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from drl.runtime.arrays import Array
-from drl.runtime.backends.ort import import_onnxruntime
+from drl.runtime.backends.ort_session import import_onnxruntime, session_options
 from drl.runtime.backends.threads import choose_threads
 from drl.runtime.errors import BackendError
 
 Passes = Sequence[ir.passes.PassBase]
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_ERRORS_ONLY = 4
 _TYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
@@ -111,10 +110,7 @@ class OrtRunner:
         return self._sessions[graph]
 
     def _open(self, graph: str, file: Path) -> Any:
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = choose_threads(None).count
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
+        options = session_options(self._ort, choose_threads(None))
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(file.parent.resolve()))
         providers = [(name, dict(given)) for name, given in self._settings.providers]
         try:

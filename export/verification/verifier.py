@@ -8,7 +8,8 @@ from drl.export.model import DualRouterModel, Route
 from drl.export.passes.force_routes import ForceRoutes
 from drl.export.passes.tap_layers import TapLayers
 from drl.export.quantization_report import QuantizationReport
-from drl.export.verification.candidates import Candidate, candidates
+from drl.export.verification.candidate import Candidate
+from drl.export.verification.candidates import candidates
 from drl.export.verification.comparison import compare_backend
 from drl.export.verification.graph_backend import GraphBackend
 from drl.export.verification.layers import compare_layers
