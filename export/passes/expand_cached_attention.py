@@ -10,8 +10,8 @@ import onnxscript
 from drl.export.passes.tracing import constant, expand
 from drl.plugins.ops import DOMAIN
 
-HIDDEN = float(np.finfo(np.float16).min)
-"""Bias of a slot that a token may not see; finite in every float type."""
+HIDDEN = -1e4
+"""Bias of a slot that a token may not see, as of padding in a source."""
 
 
 class ExpandCachedAttention(ir.passes.InPlacePass):

@@ -8,7 +8,11 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-_PER_LAYER = re.compile(r"(?:past|present|cross)_[kv]\.(\d+)|decoder_experts\.(\d+)")
+_PER_LAYER = re.compile(
+    r"(?:(?:past|present|cross)_[kv]|decoder_experts|(?:states|routes)\.decoder\.layers)"
+    r"\.(?P<layer>\d+)(?:\..*)?"
+)
+"""Inputs and outputs of one decoder layer, those of graphs that tell states or take routes too."""
 
 
 class SpecialisePath(ir.passes.InPlacePass):
@@ -65,7 +69,7 @@ class SpecialisePath(ir.passes.InPlacePass):
 
     def _is_skipped(self, name: str | None) -> bool:
         found = _PER_LAYER.fullmatch(name or "")
-        return found is not None and int(found[1] or found[2]) not in self._layers
+        return found is not None and int(found["layer"]) not in self._layers
 
 
 def _share_sizes(value: ir.Value) -> None:

@@ -13,6 +13,7 @@ SINGLE = ir.DataType.FLOAT
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Attention", "TensorScatter"})
 _PRECISE = frozenset(
     {
+        "ExpertRoute",
         "RMSNormalization",
         "LayerNormalization",
         "RotaryEmbedding",
@@ -87,9 +88,10 @@ class TypedPrecision(ir.passes.InPlacePass):
         """The types of a node's inputs and outputs, as far as those are floats."""
         if node.domain == DOMAIN:
             operator = OPERATORS[node.op_type]
+            free = SINGLE if node.op_type in _PRECISE else self._half
             return (
-                [argument.dtype or self._half for argument in operator.inputs],
-                [argument.dtype or self._half for argument in operator.outputs],
+                [argument.dtype or free for argument in operator.inputs],
+                [argument.dtype or free for argument in operator.outputs],
             )
         kind = self._precision(node)
         return [kind] * len(node.inputs), [kind] * len(node.outputs)

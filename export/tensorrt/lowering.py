@@ -12,6 +12,7 @@ from onnx_ir.passes.common import (
 )
 
 from drl.export.passes import (
+    AppendFunctionBodies,
     ExpandCachedAttention,
     ExpandCrossAttention,
     ExpandExpertCapacity,
@@ -20,6 +21,7 @@ from drl.export.passes import (
     InlineBodies,
     RankLogits,
     SpecialisePath,
+    SplitRoutedFFN,
     StaticCache,
     TypedPrecision,
 )
@@ -103,21 +105,30 @@ def lower_bundle(
         BundleError: The bundle holds no canonical graphs.
         ExportError: The model does not fit the options.
     """
-    graphs = _in_float32(bundle, options, before)
+    graphs = lower_in_float32(bundle, options, before)
     for graph in graphs:
         _type(graph.model, HALF[options.precision])
-    externalise([graph.model for graph in graphs], folder)
+    try:
+        externalise([graph.model for graph in graphs], folder)
+    except OverflowError as error:
+        raise ExportError(
+            f"{options.precision} cannot hold this model's weights: {error}; build with "
+            "--precision bf16, which has the range of fp32"
+        ) from None
     for graph in graphs:
         ir.save(graph.model, folder / f"{graph.name}.onnx")
     return graphs
 
 
-def _in_float32(
-    bundle: Bundle, options: LoweringOptions, before: Sequence[ir.passes.PassBase]
+def lower_in_float32(
+    bundle: Bundle, options: LoweringOptions, before: Sequence[ir.passes.PassBase] = ()
 ) -> list[LoweredGraph]:
-    """Lower every graph but for the precision."""
+    """Lower every graph but for the precision; the weights stay where the bundle has them.
+
+    See `lower_bundle`.
+    """
     manifest = bundle.manifest
-    encoder = _run(_load(bundle, "encoder"), [*before, *_encoder_passes(), *_TIDY])
+    encoder = _run(_load(bundle, "encoder"), [*before, *_encoder_passes(options), *_TIDY])
     graphs = [LoweredGraph("encoder", encoder, None)]
     for index, path in enumerate(manifest.paths):
         bridge = _run(_load(bundle, "bridge"), [*before, *_bridge_passes(index, path), *_TIDY])
@@ -125,9 +136,17 @@ def _in_float32(
             _load(bundle, "decoder"),
             [*before, *_decoder_passes(manifest, index, options), *_TIDY],
         )
+        _count_experts(decoder, path)
         graphs.append(LoweredGraph(f"bridge.{path.name}", bridge, index))
         graphs.append(LoweredGraph(f"decoder.{path.name}", decoder, index))
     return graphs
+
+
+def _count_experts(decoder: ir.Model, path: PathInfo) -> None:
+    """Tell how many experts a token has on this path, which the graph's outputs then know."""
+    for value in decoder.graph.outputs:
+        if (value.name or "").startswith("decoder_experts.") and value.shape is not None:
+            value.shape = ir.Shape([*value.shape[:2], path.experts_per_token])
 
 
 def _load(bundle: Bundle, graph: str) -> ir.Model:
@@ -147,8 +166,8 @@ _TIDY = (
 )
 
 
-def _encoder_passes() -> list[ir.passes.PassBase]:
-    return [*_routing(gather=False), InlineBodies(["PathScore"], "float32")]
+def _encoder_passes(options: LoweringOptions) -> list[ir.passes.PassBase]:
+    return [*_routing(options, gather=False), InlineBodies(["PathScore"], "float32")]
 
 
 def _bridge_passes(index: int, path: PathInfo) -> list[ir.passes.PassBase]:
@@ -166,12 +185,14 @@ def _decoder_passes(
         StaticCache(capacity),
         ExpandCachedAttention(),
         ExpandCrossAttention(),
-        *_routing(gather=True),
+        *_routing(options, gather=True),
         RankLogits(candidates),
     ]
 
 
-def _routing(*, gather: bool) -> list[ir.passes.PassBase]:
+def _routing(options: LoweringOptions, *, gather: bool) -> list[ir.passes.PassBase]:
+    if options.plugins:
+        return [ExpandExpertCapacity(), SplitRoutedFFN(), InlineBodies(["GroupRoute"], "float32")]
     return [
         ExpandExpertCapacity(),
         ExpandRoutedFFN(gather=gather),
@@ -180,7 +201,7 @@ def _routing(*, gather: bool) -> list[ir.passes.PassBase]:
 
 
 def _type(model: ir.Model, half: ir.DataType) -> None:
-    _run(model, [TypedPrecision(half)])
+    _run(model, [TypedPrecision(half), AppendFunctionBodies()])
     kept = {*model.graph.inputs, *model.graph.outputs}
     for node in model.graph:
         for value in node.outputs:

@@ -1,0 +1,79 @@
+"""Refuse a precision whose range a model leaves."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from drl.export.tensorrt.lowering import LoweringOptions, lower_in_float32
+from drl.export.tensorrt.magnitudes import Magnitudes, measure
+from drl.runtime.bundle import Bundle
+from drl.runtime.errors import ExportError
+
+HEADROOM = 2.0
+"""By how much the range must exceed what samples reach: other inputs reach further."""
+
+_CAPACITY = 32
+"""Enough for what samples decode; a cache of the model's own length only takes time."""
+_LARGEST: Mapping[str, float] = {"fp16": float(np.finfo(np.float16).max)}
+
+
+def check_precision(bundle: Bundle, precision: str) -> None:
+    """Run the lowered graphs in float32 on sample inputs, and see whether all values fit.
+
+    The inputs are random tokens and what the model makes of them, greedily; they are the same at
+    every call. `bf16` has the range of float32, and so nothing needs to run for it.
+
+    Args:
+        bundle: An fp32 bundle.
+        precision: As in `LoweringOptions`.
+
+    Raises:
+        BundleError: The bundle holds no canonical graphs.
+        ExportError: A tensor leaves the range of the precision; names the one that goes furthest,
+            its layer, and the way out.
+    """
+    if precision not in _LARGEST:
+        return
+    capacity = min(_CAPACITY, bundle.manifest.limits.max_target_length)
+    lowered = lower_in_float32(bundle, LoweringOptions(precision, capacity))
+    graphs = {graph.name: graph.model for graph in lowered}
+    magnitudes = measure(graphs, bundle.manifest, bundle.folder, capacity)
+    check_range(magnitudes, graphs, precision)
+
+
+def check_range(magnitudes: Magnitudes, graphs: Mapping[str, ir.Model], precision: str) -> None:
+    """Refuse `precision` if a tensor leaves its range, or comes near to that.
+
+    Args:
+        magnitudes: Of the values of all graphs.
+        graphs: The lowered graphs in float32 by name.
+        precision: One of narrower range than float32.
+
+    Raises:
+        ExportError: See `check_precision`.
+    """
+    limit = _LARGEST[precision]
+    overflows = [
+        (magnitude, graph, tensor)
+        for graph, tensors in magnitudes.items()
+        for tensor, magnitude in tensors.items()
+        if magnitude * HEADROOM > limit
+    ]
+    if not overflows:
+        return
+    magnitude, graph, tensor = max(overflows)
+    others = f", and {len(overflows) - 1} other tensors go too far" if overflows[1:] else ""
+    raise ExportError(
+        f"{precision} cannot hold this model: {_describe(graphs[graph], tensor)} of graph {graph} "
+        f"reaches {magnitude:.3g} on sample inputs, where {precision} ends at {limit:.3g} and half "
+        f"of that is kept for other inputs{others}; build with --precision bf16, which has the "
+        "range of fp32"
+    )
+
+
+def _describe(model: ir.Model, tensor: str) -> str:
+    """Name a value by the operator and the layer that it comes from."""
+    node = next(node for node in model.graph if tensor in [value.name for value in node.outputs])
+    module = node.metadata_props.get("namespace", "").replace("/", ".")
+    return f"the output of {node.op_type} in {module}" if module else f"tensor {tensor}"
