@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from drl.plugins.native import find_library
-from drl.plugins.ops.packing import LAYOUT, PackedWeights, pack_int4, pack_int8
+from drl.plugins.ops.packing import LAYOUT, PackedWeights, pack_int4, pack_int8, pack_int8_block
 from drl.runtime.backends.ort_session import import_onnxruntime
 from drl.runtime.commands.common import clean_errors, table
 
@@ -89,6 +89,7 @@ def _float(weight: Array) -> Node:
 
 ENGINES: dict[str, Callable[[Array], Node]] = {
     "drl int8": partial(_native, pack=pack_int8),
+    "drl int8-block": partial(_native, pack=pack_int8_block),
     "drl int4": partial(_native, pack=pack_int4),
     "DynamicQuantizeMatMul": _dynamic,
     "MatMulNBits 8-bit": partial(_blocks, bits=8),

@@ -15,7 +15,8 @@ from drl.runtime.bundle import Bundle
 _LOOKUPS = frozenset({"Gather", "GatherElements", "GroupRoute", "GroupQueryAttention"})
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _EXPERTS = ".experts."
-_PACKED, _MULTIPLIER = ".packed", ".multiplier"  # of quantised weights; int4 has multipliers
+_PACKED, _MULTIPLIER = ".packed", ".multiplier"  # of quantised weights; those in blocks have both
+_BITS_AXIS = 3  # of packed values with multipliers: its size is the bits of a value
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,12 @@ def _weight(tensor: Any, named: set[str], onnx: Any) -> Weight:
         size = int(external["length"])
     else:
         size = elements * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    if packed and stem + _MULTIPLIER in named:
+        elements = elements * 8 // tensor.dims[_BITS_AXIS]
     layer = _LAYER.match(tensor.name)
     return Weight(
         bytes=size,
-        elements=2 * elements if packed and stem + _MULTIPLIER in named else elements,
+        elements=elements,
         layer=int(layer.group(1)) if layer else None,
         experts=tensor.dims[0] if _EXPERTS in tensor.name else None,
         is_matrix=packed or (len(tensor.dims) >= 2 and not _belongs(tensor.name)),

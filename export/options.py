@@ -8,7 +8,7 @@ from typing import Literal
 from drl.runtime.errors import ExportError
 
 Target = Literal["portable", "ort-cpu"]
-Precision = Literal["fp32", "int8", "int4", "int4+int8-head"]
+Precision = Literal["fp32", "int8", "int8-block", "int4", "int4+int8-head"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class ExportOptions:
         target: `portable` graphs run on any ONNX runtime of opset 24; `ort-cpu` ones use ONNX
             Runtime's own attention kernel over a shared cache.
         precision: Of weights and of the products with them; all else is fp32. `int8` has one
-            scale per output, `int4` one step per 32 inputs. With a tied head, `int8` and
-            `int4+int8-head` store it once for head and embedding; `int4` keeps the embedding fp32.
+            scale per output, `int8-block` and `int4` have one step per 32 inputs. A tied head of 8
+            bits is stored once for head and embedding; `int4` keeps the embedding fp32.
         force: Whether to replace an existing bundle.
         verify: Whether to hold the bundle against the eager model.
         verify_against_transformers: Whether to hold the eager model against transformers too.

@@ -12,10 +12,16 @@ from drl.export.checkpoint import Checkpoint
 from drl.export.model import ModelConfig
 from drl.export.options import Precision
 from drl.export.weights import Maker
-from drl.plugins.ops.packing import Format, PackedWeights, pack_int4, pack_int8
+from drl.plugins.ops.packing import (
+    Format,
+    PackedWeights,
+    pack_int4,
+    pack_int8,
+    pack_int8_block,
+)
 
 _PACK: Mapping[Format, Callable[[np.ndarray], PackedWeights]] = MappingProxyType(
-    {"int8": pack_int8, "int4": pack_int4}
+    {"int8": pack_int8, "int8-block": pack_int8_block, "int4": pack_int4}
 )
 
 
@@ -36,14 +42,15 @@ class Formats:
     def packs_embedding(self, config: ModelConfig, table: str) -> bool:
         """Whether the embedding `table` is read from the head's packed weights.
 
-        It is where the head is tied to it, and has the finer format.
+        It is where the head is tied to it, and has 8 bits.
         """
-        return config.tie_embeddings and table == config.target_embedding and self.head == "int8"
+        return config.tie_embeddings and table == config.target_embedding and self.head != "int4"
 
 
 FORMATS: Mapping[Precision, Formats] = MappingProxyType(
     {
         "int8": Formats("int8", "int8"),
+        "int8-block": Formats("int8-block", "int8-block"),
         "int4": Formats("int4", "int4"),
         "int4+int8-head": Formats("int4", "int8"),
     }

@@ -14,7 +14,7 @@ FORMAT = "drl-bundle"
 FORMAT_VERSION = 1
 CACHE_DTYPES = ("float32", "float16")
 GRAPHS = ("encoder", "bridge", "decoder")
-PRECISIONS = ("fp32", "int8", "int4", "int4+int8-head")
+PRECISIONS = ("fp32", "int8", "int8-block", "int4", "int4+int8-head")
 _QUANTISED = "drl.Quantized"
 
 RouterHead = Literal["linear", "attention", "greedy"]

@@ -21,7 +21,7 @@ from drl.plugins.ops.packing import LAYOUT, Format, packed_shapes
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed weight in the graph: values uint8, scale fp32, in int4 the multiplier uint8."""
+    """A packed weight in the graph: values uint8, scale fp32, the multiplier of blocks uint8."""
 
     values: ir.Value
     scale: ir.Value
@@ -109,14 +109,14 @@ class QuantizedEmitter(Emitter):
             return output
 
     def embedding(self, table: str, tokens: ir.Value) -> ir.Value:
-        """See `Emitter.embedding`; the rows of a tied int8 head serve as embedding too."""
+        """See `Emitter.embedding`; the rows of a tied head of 8 bits serve as embedding too."""
         with self.scope(table):
             if not self._formats.packs_embedding(self.config, table):
                 return self.op.Gather(self.weight("weight"), tokens)
             weight = self._head_weight()
             words: ir.Value = QUANTIZED_GATHER.emit(
                 self.op,
-                *(tokens, weight.values, weight.scale),
+                *(tokens, weight.values, weight.scale, weight.multiplier),
                 depth=self.config.d_model,
                 layout=LAYOUT,
             )

@@ -25,7 +25,7 @@ ParallelFor = Callable[[int, Callable[[int], None]], None]
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
 """The values of `drl_activation`."""
 
-FORMATS = {"int8": 0, "int4": 1}
+FORMATS = {"int8": 0, "int4": 1, "int8-block": 2}
 """The values of `drl_format`."""
 
 ISAS = ("scalar", "avx2", "avx512vnni")
@@ -227,10 +227,10 @@ class Kernels:
         return y
 
     def gather_rows(self, ids: NDArray[np.int64], weights: "PackedWeights") -> Float32:
-        """Rows of one int8 matrix as floats `[..., K]`.
+        """Rows of one matrix of 8 bits as floats `[..., K]`.
 
         Raises:
-            NativeLibraryError: An id is outside of [0, N), or the weights are not int8.
+            NativeLibraryError: An id is outside of [0, N), or the weights are int4.
         """
         ids = _contiguous(ids, np.int64)
         y = np.empty((*ids.shape, weights.depth), np.float32)

@@ -1,8 +1,9 @@
 """Packed weights: int8 and int4 matrices in the order in which the CPU kernels read them.
 
 A matrix is the `W [N, K]` of `y = x · Wᵀ`; M of them are stacked. Columns (the N outputs) stand in
-panels of 32, and the depth (K) in groups of 4, which one dot-product instruction reads. In int4 the
-depth is cut into blocks of 32, each with a multiplier of its own. See docs/native.md.
+panels of 32, and the depth (K) in groups of 4, which one dot-product instruction reads. In int4
+and int8-block the depth is cut into blocks of 32, each with a multiplier of its own. See
+docs/native.md.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Format = Literal["int8", "int4"]
+Format = Literal["int8", "int4", "int8-block"]
 Float32 = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
@@ -22,11 +23,12 @@ PANEL = 32
 GROUP = 4
 """Depth of a group."""
 BLOCK = 32
-"""Depth of a block of int4."""
+"""Depth of a block that shares a multiplier."""
 INT8_ZERO, INT4_ZERO = 128, 8
 """What stands for the value 0."""
 
 _INT8_MOST, _INT4_MOST, _MULTIPLIER_MOST = 127, 7, 255
+_BITS_AXIS = 3  # of the values where there are multipliers: its size is the bits of a value
 # Below this a row counts as zeros: 127 divided by anything smaller would overflow.
 SMALLEST = np.float32(2.0**-119)
 
@@ -36,10 +38,11 @@ class PackedWeights:
     """M matrices `[columns, depth]` in packed form.
 
     Attributes:
-        values: uint8 `[M, ⌈N/32⌉, ⌈K/4⌉, 32, 4]`, or in int4 `[M, ⌈N/32⌉, ⌈K/32⌉, 4, 32, 4]`, two
-            values to a byte.
+        values: uint8. In int8 `[M, ⌈N/32⌉, ⌈K/4⌉, 32, 4]`; in int8-block
+            `[M, ⌈N/32⌉, ⌈K/32⌉, 8, 32, 4]`; in int4 `[M, ⌈N/32⌉, ⌈K/32⌉, 4, 32, 4]`, two values to
+            a byte.
         scales: float32 `[M, ⌈N/32⌉·32]`.
-        multipliers: uint8 `[M, ⌈N/32⌉, ⌈K/32⌉, 32]` in int4, else None.
+        multipliers: uint8 `[M, ⌈N/32⌉, ⌈K/32⌉, 32]`; None in int8.
         matrices: M.
         columns: N.
         depth: K.
@@ -55,7 +58,9 @@ class PackedWeights:
     @property
     def format(self) -> Format:
         """The format of the values."""
-        return "int8" if self.multipliers is None else "int4"
+        if self.multipliers is None:
+            return "int8"
+        return "int4" if self.values.shape[_BITS_AXIS] == 4 else "int8-block"
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +86,8 @@ def packed_shapes(format: Format, matrices: int, columns: int, depth: int) -> Pa
         groups = -(-depth // GROUP)
         return PackedShapes((matrices, panels, groups, PANEL, GROUP), scales, None)
     blocks = -(-depth // BLOCK)
-    values = (matrices, panels, blocks, BLOCK // GROUP // 2, PANEL, GROUP)
+    bits = 4 if format == "int4" else 8
+    values = (matrices, panels, blocks, bits, PANEL, GROUP)
     return PackedShapes(values, scales, (matrices, panels, blocks, PANEL))
 
 
@@ -123,37 +129,26 @@ def pack_int4(weights: NDArray[Any]) -> PackedWeights:
     Raises:
         ValueError: The weights have another rank, no elements, or hold NaN or infinity.
     """
-    stacked = _stacked(weights)
-    matrices, columns, depth = stacked.shape
-    shapes = packed_shapes("int4", *stacked.shape)
-    assert shapes.multipliers is not None
-    _, panels, blocks, _ = shapes.multipliers
-    blocked: Float32 = np.zeros((matrices, columns, blocks * BLOCK), np.float32)
-    blocked[..., :depth] = stacked
-    blocked = blocked.reshape(matrices, columns, blocks, BLOCK)
-    largest = _largest(blocked)
-    scales = largest.max(axis=-1) / np.float32(_INT4_MOST * _MULTIPLIER_MOST)
-    steps = np.ceil(_divide(largest, np.float32(_INT4_MOST) * scales[..., None]))
-    empty = (largest == 0) | (scales[..., None] == 0)
-    multipliers = np.where(empty, np.float32(0), np.clip(steps, 1, _MULTIPLIER_MOST))
-    values = _round(blocked, (scales[..., None] * multipliers)[..., None], _INT4_MOST)
-
-    filled = np.full((matrices, panels * PANEL, blocks, BLOCK), INT4_ZERO, np.uint8)
-    np.add(values, INT4_ZERO, out=filled[:, :columns], casting="unsafe")
+    rounded = _round_blocks(_stacked(weights), _INT4_MOST)
+    filled = rounded.bytes(INT4_ZERO)
     low, high = filled[..., : BLOCK // 2], filled[..., BLOCK // 2 :]
-    nibbles = np.ascontiguousarray(low | (high << np.uint8(4)))
-    # A group moves as one word: [M, P, 32, Kb, 4] becomes [M, P, Kb, 4, 32].
-    words = nibbles.view(np.uint32).reshape(matrices, panels, PANEL, blocks, -1)
-    packed = np.ascontiguousarray(words.transpose(0, 1, 3, 4, 2)).view(np.uint8)
-    by_column = np.zeros((matrices, panels * PANEL, blocks), np.uint8)
-    by_column[:, :columns] = multipliers
-    by_block = by_column.reshape(matrices, panels, PANEL, blocks).swapaxes(2, 3)
-    return PackedWeights(
-        packed.reshape(shapes.values),
-        _padded_scales(scales, shapes),
-        np.ascontiguousarray(by_block),
-        *stacked.shape,
-    )
+    return rounded.packed("int4", low | (high << np.uint8(4)))
+
+
+def pack_int8_block(weights: NDArray[Any]) -> PackedWeights:
+    """Round to int8 in blocks of 32 along the depth: weight ≈ q · multiplier · scale.
+
+    As `pack_int4`, with 127 in the place of 7: a block's step is at least a 127th of the block's
+    largest magnitude.
+
+    Args:
+        weights: `[N, K]` or `[M, N, K]`, of any float type.
+
+    Raises:
+        ValueError: The weights have another rank, no elements, or hold NaN or infinity.
+    """
+    rounded = _round_blocks(_stacked(weights), _INT8_MOST)
+    return rounded.packed("int8-block", rounded.bytes(INT8_ZERO))
 
 
 def unpack(packed: PackedWeights) -> Float32:
@@ -175,16 +170,19 @@ def unpack_values(packed: PackedWeights) -> NDArray[np.int8]:
         integers = (ordered ^ np.uint8(INT8_ZERO)).view(np.int8)
         whole = integers.reshape(matrices, panels * PANEL, groups * GROUP)
     else:
-        matrices, panels, blocks, _, _, _ = packed.values.shape
+        matrices, panels, blocks, bits, _, _ = packed.values.shape
         ordered = packed.values.transpose(0, 1, 4, 2, 3, 5)
-        nibbles = np.stack([ordered & np.uint8(15), ordered >> np.uint8(4)], axis=4)
-        integers = nibbles.view(np.int8) - np.int8(INT4_ZERO)
+        if bits == 4:
+            nibbles = np.stack([ordered & np.uint8(15), ordered >> np.uint8(4)], axis=4)
+            integers = nibbles.view(np.int8) - np.int8(INT4_ZERO)
+        else:
+            integers = (ordered ^ np.uint8(INT8_ZERO)).view(np.int8)
         whole = integers.reshape(matrices, panels * PANEL, blocks * BLOCK)
     return whole[:, : packed.columns, : packed.depth]
 
 
 def unpack_multipliers(packed: PackedWeights) -> Bytes:
-    """The multipliers of int4 weights by column, `[M, N, ⌈K/32⌉]`."""
+    """The multipliers of weights in blocks by column, `[M, N, ⌈K/32⌉]`."""
     assert packed.multipliers is not None, "int8 weights have no multipliers"
     matrices, panels, blocks, _ = packed.multipliers.shape
     by_column = packed.multipliers.swapaxes(2, 3).reshape(matrices, panels * PANEL, blocks)
@@ -235,6 +233,65 @@ def _largest(weights: Float32) -> Float32:
             "repair the checkpoint, or keep this layer in fp32"
         )
     return largest
+
+
+@dataclass(frozen=True, eq=False)
+class _Blocks:
+    """Matrices rounded in blocks of 32: weight ≈ value · multiplier · scale.
+
+    Attributes:
+        values: Whole numbers `[M, N, ⌈K/32⌉, 32]`, 0 beyond K.
+        multipliers: Whole numbers `[M, N, ⌈K/32⌉]`.
+        scales: `[M, N]`.
+        depth: K.
+    """
+
+    values: Float32
+    multipliers: Float32
+    scales: Float32
+    depth: int
+
+    def bytes(self, zero: int) -> Bytes:
+        """The values, each a byte with `zero` added, with columns in whole panels."""
+        matrices, columns, blocks, _ = self.values.shape
+        panels = -(-columns // PANEL)
+        filled = np.full((matrices, panels * PANEL, blocks, BLOCK), zero, np.uint8)
+        np.add(self.values, zero, out=filled[:, :columns], casting="unsafe")
+        return filled
+
+    def packed(self, format: Format, values: Bytes) -> PackedWeights:
+        """Packed weights of bytes `[M, ⌈N/32⌉·32, ⌈K/32⌉, 32 or 16]`."""
+        matrices, columns, blocks, _ = self.values.shape
+        shapes = packed_shapes(format, matrices, columns, self.depth)
+        panels = shapes.values[1]
+        # A group moves as one word: [M, P, 32, Kb, G] becomes [M, P, Kb, G, 32].
+        words = np.ascontiguousarray(values).view(np.uint32)
+        words = words.reshape(matrices, panels, PANEL, blocks, -1).transpose(0, 1, 3, 4, 2)
+        by_column = np.zeros((matrices, panels * PANEL, blocks), np.uint8)
+        by_column[:, :columns] = self.multipliers
+        by_block = by_column.reshape(matrices, panels, PANEL, blocks).swapaxes(2, 3)
+        return PackedWeights(
+            np.ascontiguousarray(words).view(np.uint8).reshape(shapes.values),
+            _padded_scales(self.scales, shapes),
+            np.ascontiguousarray(by_block),
+            *(matrices, columns, self.depth),
+        )
+
+
+def _round_blocks(stacked: Float32, most: int) -> _Blocks:
+    """Round to whole numbers from -most to most, with a multiplier of 8 bits for every block."""
+    matrices, columns, depth = stacked.shape
+    blocks = -(-depth // BLOCK)
+    blocked: Float32 = np.zeros((matrices, columns, blocks * BLOCK), np.float32)
+    blocked[..., :depth] = stacked
+    blocked = blocked.reshape(matrices, columns, blocks, BLOCK)
+    largest = _largest(blocked)
+    scales = largest.max(axis=-1) / np.float32(most * _MULTIPLIER_MOST)
+    steps = np.ceil(_divide(largest, np.float32(most) * scales[..., None]))
+    empty = (largest == 0) | (scales[..., None] == 0)
+    multipliers = np.where(empty, np.float32(0), np.clip(steps, 1, _MULTIPLIER_MOST))
+    values = _round(blocked, (scales[..., None] * multipliers)[..., None], most)
+    return _Blocks(values, multipliers, scales, depth)
 
 
 def _divide(x: Float32, by: Float32) -> Float32:

@@ -39,7 +39,7 @@ def reference(
         x: `[B, T, K]`.
         weight: Packed values of one matrix `[N, K]`.
         scale: `[1, ⌈N/32⌉·32]`.
-        multiplier: Of int4 weights.
+        multiplier: Of weights in blocks.
         norm: `[K]`, the weight of the norm; without it there is no norm.
         bias: `[N]`.
         candidates: `[1]`, c, at most N. 0 asks for all logits and no ranking.

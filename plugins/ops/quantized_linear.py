@@ -46,7 +46,7 @@ def reference(
         x: `[B, T, K]`.
         weight: Packed values of M matrices `[N, K]`; M is 2 if gated, gate first, else 1.
         scale: `[M, ⌈N/32⌉·32]`.
-        multiplier: Of int4 weights.
+        multiplier: Of weights in blocks.
         norm: `[K]`, the weight of the norm; without it there is no norm.
         bias: `[M·N]`.
         residual: `[B, T, N]`.

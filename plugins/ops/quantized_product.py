@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from drl.plugins.ops.packing import (
     BLOCK,
-    INT4_ZERO,
     INT8_ZERO,
     LAYOUT,
     PANEL,
@@ -37,7 +36,8 @@ def weight_arguments(
         prefix: "" for `weight`, `scale` and `multiplier`; else the name of the weight, which the
             other two start with.
         dims: Matrices, columns and depth.
-        optional: Whether values and scales are optional. Multipliers are: int8 has none.
+        optional: Whether values and scales are optional. Multipliers are: int8 has none. Where they
+            are given, the fourth dimension of the values is the bits of a value.
     """
     matrices, columns, depth = dims
     name, start = prefix or "weight", f"{prefix}_" if prefix else ""
@@ -47,7 +47,7 @@ def weight_arguments(
         ir.DataType.UINT8,
         (matrices, panels, f"{depth}/4", "32", "4"),
         optional,
-        {f"{start}multiplier": (matrices, panels, blocks, "4", "32", "4")},
+        {f"{start}multiplier": (matrices, panels, blocks, "4|8", "32", "4")},
     )
     scales = Argument(f"{start}scale", ir.DataType.FLOAT, (matrices, f"{panels}*{PANEL}"), optional)
     multipliers = Argument(
@@ -89,8 +89,8 @@ def rms_norm(x: Float32, norm: Float32 | None, epsilon: float) -> Float32:
 def product(x: Float32, packed: PackedWeights, matrix: int = 0) -> Float32:
     """x · Wᵀ with one matrix W `[N, K]`, every row of x being rounded to int8 first.
 
-    Sums over int8 are exact. In int4 those over a block of 32 are; blocks are added up in float32,
-    in ascending order.
+    Sums over int8 are exact. Where the weights have multipliers, those over a block of 32 are;
+    sum · multiplier is rounded to float32, and blocks are added up in float32, in ascending order.
 
     Args:
         x: `[..., K]`; a row with NaN or infinity gives NaN.
@@ -160,7 +160,7 @@ class TracedWeights:
 
     Attributes:
         values: `[M, K', N']`, depth and columns being padded: uint8 as they are stored in int8;
-            float32, times their multipliers, in int4.
+            float32, times their multipliers, in the other formats.
         scales: float32 `[M, N']`.
         columns: N, int64 `[1]`.
         whole: Whether the values are uint8.
@@ -197,7 +197,9 @@ def trace_weights(
     columns: Any,
 ) -> TracedWeights:
     """Add the unpacking of weights of `columns`, an int64 scalar or `[1]`, to a graph."""
-    values = _trace_int8(op, weight) if multiplier is None else _trace_int4(op, weight, multiplier)
+    values = (
+        _trace_int8(op, weight) if multiplier is None else _trace_blocks(op, weight, multiplier)
+    )
     return TracedWeights(values, scale, op.Reshape(columns, [1]), whole=multiplier is None)
 
 
@@ -210,15 +212,20 @@ def _trace_int8(op: onnxscript.OpBuilder, weight: ir.Value) -> Any:
     return op.Reshape(by_depth, op.Concat([0, -1], _padded_columns(op, weight), axis=0))
 
 
-def _trace_int4(op: onnxscript.OpBuilder, weight: ir.Value, multiplier: ir.Value) -> Any:
+def _trace_blocks(op: onnxscript.OpBuilder, weight: ir.Value, multiplier: ir.Value) -> Any:
     columns = _padded_columns(op, weight)
-    mask, shift = (op.Constant(value=ir.tensor(np.array(n, np.uint8))) for n in (15, 4))
-    low = op.BitwiseAnd(weight, mask)
-    high = op.BitShift(weight, shift, direction="RIGHT")
-    halves = op.Concat(op.Unsqueeze(low, [3]), op.Unsqueeze(high, [3]), axis=3)
-    by_depth = op.Transpose(halves, perm=[0, 2, 3, 4, 6, 1, 5])
+    bits = op.Shape(weight, start=3, end=4)
+    shifts = op.Cast(op.Range(0, 8, op.Squeeze(bits)), to=ir.DataType.UINT8)
+    mask = op.Cast(op.Sub(op.Pow(2, bits), 1), to=ir.DataType.UINT8)
+    # Values of 4 bits lie two to a byte: the low ones are the first half of a block.
+    shifted = op.BitShift(
+        op.Unsqueeze(weight, [3]), op.Unsqueeze(shifts, [1, 2, 3]), direction="RIGHT"
+    )
+    parts = op.BitwiseAnd(shifted, mask)
+    by_depth = op.Transpose(parts, perm=[0, 2, 3, 4, 6, 1, 5])
     blocks = op.Reshape(by_depth, op.Concat([0, 0, BLOCK], columns, axis=0))
-    values = op.Sub(op.Cast(blocks, to=ir.DataType.FLOAT), float(INT4_ZERO))
+    zero = op.Cast(op.Pow(2, op.Sub(bits, 1)), to=ir.DataType.FLOAT)
+    values = op.Sub(op.Cast(blocks, to=ir.DataType.FLOAT), zero)
     by_block = op.Transpose(multiplier, perm=[0, 2, 1, 3])
     steps = op.Reshape(by_block, op.Concat([0, 0, 1], columns, axis=0))
     scaled = op.Mul(values, op.Cast(steps, to=ir.DataType.FLOAT))

@@ -34,7 +34,7 @@ def reference(
         x: `[B, T, K]`.
         weight: Packed values of one matrix `[N, K]`, N = query_columns + 2 · kv_columns.
         scale: `[1, ⌈N/32⌉·32]`.
-        multiplier: Of int4 weights.
+        multiplier: Of weights in blocks.
         norm: `[K]`, the weight of the norm; without it there is no norm.
         bias: `[N]`.
         query_columns: Columns of the queries.

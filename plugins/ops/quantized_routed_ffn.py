@@ -63,7 +63,7 @@ def reference(
         up_scale: `[E, ⌈f/32⌉·32]`.
         down: Packed values of E matrices `[d, f]`.
         down_scale: `[E, ⌈d/32⌉·32]`.
-        up_multiplier: Of int4 weights, as the other two.
+        up_multiplier: Of weights in blocks, as the other two.
         down_multiplier: See above.
         gate: As `up`, only with a gated activation.
         gate_scale: As `up_scale`, only with a gated activation.

@@ -35,7 +35,7 @@ class Argument:
     beside: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.name!r} must be [{', '.join(self.dims)}]"
+        return f"{self.name!r} must be [{', '.join(self.dims).replace('|', ' or ')}]"
 
     def among(self, given: Collection[str]) -> "Argument":
         """This argument with the dims that it has where the inputs `given` are there."""

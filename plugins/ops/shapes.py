@@ -16,9 +16,10 @@ class Dimensions:
     """What is known of each symbol after reading the shapes of a node's inputs.
 
     A dimension of an argument is a symbol (`B`), a sum or product of symbols and numbers
-    (`H*h`, `d+2+G`), of quotients too, which are rounded up (`N/32*32`), or `1|B`: either 1
-    (broadcast) or the symbol. Two different numbers for one symbol are a mistake; two different
-    names are not, since they may be equal when the graph runs, and then the first name stays.
+    (`H*h`, `d+2+G`), of quotients too, which are rounded up (`N/32*32`), `1|B`: either 1
+    (broadcast) or the symbol, or `4|8`: either number. Two different numbers for one symbol are a
+    mistake; two different names are not, since they may be equal when the graph runs, and then the
+    first name stays.
     """
 
     def __init__(self, known: Mapping[str, int]) -> None:
@@ -26,10 +27,9 @@ class Dimensions:
 
     def bind(self, spec: str, actual: Dimension) -> bool:
         """Unify one dimension with the actual one; False if they cannot be equal."""
-        if spec.startswith("1|"):
-            if actual == 1:
-                return True
-            spec = spec.removeprefix("1|")
+        *numbers, spec = spec.split("|")
+        if str(actual) in numbers:
+            return True
         expected = self.resolve(spec)
         if isinstance(expected, int) and isinstance(actual, int):
             return expected == actual
@@ -56,4 +56,4 @@ class Dimensions:
 
     def describe(self, spec: str) -> str:
         """` with H*h = 512`, for messages; nothing for a plain number."""
-        return "" if spec.isdigit() else f" with {spec} = {self.resolve(spec)}"
+        return "" if spec.replace("|", "").isdigit() else f" with {spec} = {self.resolve(spec)}"

@@ -6,7 +6,9 @@ import pytest
 
 from drl.benchmarks.cells import Cell
 from drl.benchmarks.work import count_work, read_weights
+from drl.export import ExportOptions, export
 from drl.export.model import DualRouterModel
+from drl.export.options import Precision
 from drl.runtime.bundle import Bundle
 from tests.models import TINY
 
@@ -70,3 +72,17 @@ def test_a_dense_model_has_no_experts(dense_bundle: Path) -> None:
     assert work.expert_bytes == 0
     assert work.experts_in_use is None
     assert work.bytes == work.weight_bytes + work.cache_bytes + work.cross_bytes
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-block", "int4"])
+def test_products_of_packed_weights_are_counted_by_their_values(
+    precision: Precision, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Not by the bytes, of which a value of int4 has half a one."""
+    export(tiny_checkpoint, tmp_path / "bundle", ExportOptions(precision=precision, verify=False))
+    found, plain = (
+        count_work(bundle, read_weights(bundle), Cell(1, 8, 4, "full"), 2.0)
+        for bundle in (Bundle.load(tmp_path / "bundle"), Bundle.load(tiny_bundle))
+    )
+    assert found.int8_ops + found.flops == pytest.approx(plain.flops, rel=0.2)  # some is padding
+    assert found.flops < 0.1 * found.int8_ops

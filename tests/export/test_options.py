@@ -6,7 +6,7 @@ from drl.export import ExportOptions
 from drl.runtime.errors import ExportError
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4", "int4+int8-head"])
+@pytest.mark.parametrize("precision", ["int8", "int8-block", "int4", "int4+int8-head"])
 def test_a_portable_bundle_is_fp32(precision: str) -> None:
     with pytest.raises(ExportError, match=f"no precision {precision.replace('+', '.')}.*--target"):
         ExportOptions(target="portable", precision=precision)  # type: ignore[arg-type]

@@ -69,9 +69,9 @@ def test_a_turned_stack_is_packed_like_its_matrices(checkpoint: Checkpoint) -> N
     assert torch.equal(torch.from_numpy(packed[2]), torch.from_numpy(alone[0]))
 
 
-def test_the_embedding_is_packed_where_it_is_the_int8_head() -> None:
+def test_the_embedding_is_packed_where_it_is_a_head_of_8_bits() -> None:
     packs = {name: formats.packs_embedding(TINY, "embedding") for name, formats in FORMATS.items()}
-    assert packs == {"int8": True, "int4": False, "int4+int8-head": True}
+    assert packs == {"int8": True, "int8-block": True, "int4": False, "int4+int8-head": True}
     untied = tiny_config(tie_embeddings=False)
     assert not FORMATS["int8"].packs_embedding(untied, "embedding")
     two = tiny_config(shared_embedding=False)

@@ -160,7 +160,11 @@ def test_another_format_is_refused(folder: Path) -> None:
         ("tokens.eos", 10**6, "tokens.eos must be below limits.vocab_size"),
         ("tokens.start", 10**6, "tokens.start must be below limits.vocab_size"),
         ("cache.dtype", "floaty", "cache.dtype must be float32 or float16, not 'floaty'"),
-        ("precision", "int3", r"precision must be fp32, int8, int4 or int4\+int8-head, not 'int3'"),
+        (
+            "precision",
+            "int3",
+            r"precision must be fp32, int8, int8-block, int4 or int4\+int8-head, not",
+        ),
         ("paths.0.cost", "x", r"paths\[0\].cost must be a number"),
         ("paths.0.name", "mid", "two paths of one name"),
         ("path_router.head", "best", "linear, attention or greedy, not 'best'"),

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 // Raised whenever a function or a struct of this file changes its meaning.
-#define DRL_NATIVE_ABI_VERSION 2
+#define DRL_NATIVE_ABI_VERSION 3
 // The layout of packed weights that these kernels read.
 #define DRL_PACKED_LAYOUT 2
 
@@ -51,7 +51,7 @@ typedef void (*drl_task)(void* state, size_t index);
 typedef void (*drl_parallel_for)(void* context, size_t count, drl_task task, void* state);
 
 // How a kernel runs. Results do not depend on it, to the last bit, where packed weights are in
-// their ranges: q in [-127, 127] in int8, [-7, 7] in int4.
+// their ranges: q in [-127, 127] in 8 bits, [-7, 7] in int4.
 typedef struct drl_execution {
   drl_isa isa;
   drl_parallel_for parallel_for;  // null: one after the other, on the calling thread
@@ -72,7 +72,11 @@ DRL_EXPORT drl_status drl_isa_by_name(const char* name, drl_isa* isa);
 // The best one here, or the one that the environment variable DRL_NATIVE_ISA names.
 DRL_EXPORT drl_status drl_default_isa(drl_isa* isa);
 
-typedef enum drl_format { DRL_FORMAT_INT8 = 0, DRL_FORMAT_INT4 = 1 } drl_format;
+typedef enum drl_format {
+  DRL_FORMAT_INT8 = 0,        // one scale per column
+  DRL_FORMAT_INT4 = 1,        // and a multiplier of it for each 32 of the depth
+  DRL_FORMAT_INT8_BLOCK = 2,  // likewise
+} drl_format;
 
 // Packed weights: `matrices` matrices of [columns, depth], each as in y = x · Wᵀ; see
 // packed_weights.h for the layout. Values and multipliers may lie at any address, as in a mapped
@@ -83,7 +87,7 @@ typedef struct drl_weights {
   uint64_t columns;
   uint64_t depth;
   const uint8_t* values;
-  const uint8_t* multipliers;  // of int4, else null
+  const uint8_t* multipliers;  // null in int8
   const float* scales;
 } drl_weights;
 
@@ -169,8 +173,8 @@ DRL_EXPORT size_t drl_routed_ffn_workspace_bytes(const drl_routed_ffn* layer);
 DRL_EXPORT drl_status drl_routed_ffn_run(const drl_routed_ffn* layer, drl_workspace workspace,
                                          const drl_execution* execution);
 
-// Rows of int8 weights as floats: y[i] is row ids[i] of the one matrix. An id outside [0, columns)
-// is DRL_NO_SUCH_ROW, and int4 weights are DRL_SHAPES_DIFFER.
+// Rows of weights of 8 bits as floats: y[i] is row ids[i] of the one matrix. An id outside
+// [0, columns) is DRL_NO_SUCH_ROW, and int4 weights are DRL_SHAPES_DIFFER.
 DRL_EXPORT drl_status drl_gather_rows(const drl_weights* weights, const int64_t* ids, size_t count,
                                       float* y);
 

@@ -15,7 +15,7 @@ namespace drl {
 constexpr size_t kPanelColumns = 32;
 // Consecutive values along the depth that one instruction multiplies and adds.
 constexpr size_t kQuad = 4;
-// Consecutive values along the depth that share a multiplier in int4.
+// Consecutive values along the depth that share a multiplier, where there are multipliers.
 constexpr size_t kBlock = 32;
 constexpr size_t kBlockQuads = kBlock / kQuad;
 // The most numbers that sum_exponentials takes.
@@ -27,6 +27,14 @@ constexpr size_t kMaxDepth = 131072;
 // Stored weights are q + 128 and q + 8: the dot-product instruction wants one unsigned operand.
 constexpr int32_t kInt8Bias = 128;
 constexpr int32_t kInt4Bias = 8;
+constexpr size_t kFormats = 3;
+
+// Whether weights come in blocks that have a multiplier each.
+constexpr bool has_blocks(drl_format format) { return format != DRL_FORMAT_INT8; }
+
+constexpr int32_t bias_of(drl_format format) {
+  return format == DRL_FORMAT_INT4 ? kInt4Bias : kInt8Bias;
+}
 
 // A caller may hand over any number.
 constexpr bool exists(drl_activation activation) {
@@ -45,9 +53,8 @@ struct RowSource {
 
 // Where a quantised row goes. Rows of a tile are interleaved, so its numbers lie `stride` apart.
 struct RowTarget {
-  int32_t* quads;  // to whole quads for int8 and to whole blocks for int4, filled with 0
-  // What takes the bias of the weights out of the sums: -128·Σ q of the row for int8, -8·Σ q of
-  // every block for int4.
+  int32_t* quads;  // to whole quads, or to whole blocks where there are blocks, filled with 0
+  // What takes the bias of the weights out of the sums: -bias·Σ q of the row, or of every block.
   int32_t* corrections;
   float* scale;
   size_t stride;
@@ -55,15 +62,15 @@ struct RowTarget {
 
 // 32 columns of packed weights.
 struct Panel {
-  const uint8_t* values;       // int8 [quads][32][4], int4 [blocks][4][32][4]
-  const uint8_t* multipliers;  // int4 [blocks][32]
+  const uint8_t* values;       // [quads][32][4], in int4 [blocks][4][32][4]
+  const uint8_t* multipliers;  // [blocks][32]
 };
 
 // Activations of a tile, as RowTarget says.
 struct TileRows {
   size_t count;
   const int32_t* quads;        // [quads][count]
-  const int32_t* corrections;  // int8 [count], int4 [blocks][count]
+  const int32_t* corrections;  // [count], or [blocks][count]
 };
 
 // y = activation(total · (row scale · column scale) · factor + bias) for the totals of a tile.
@@ -81,8 +88,9 @@ struct ExponentialSum {
   float sum;
 };
 
-// totals[row][column] = Σ_k q_x[row][k] · q_w[column][k] over one panel. `steps` are quads for int8
-// and blocks for int4, where every block counts multiplier times, added up in float32 in order.
+// totals[row][column] = Σ_k q_x[row][k] · q_w[column][k] over one panel. `steps` are quads, or
+// blocks, each of which counts multiplier times: sum · multiplier is rounded to float32, and blocks
+// are added up in float32 in order.
 using Tile = void (*)(const TileRows& rows, Panel panel, size_t steps, float* totals);
 
 struct Kernels {
@@ -92,7 +100,7 @@ struct Kernels {
   // NaN and q = 0; one whose largest magnitude is below kSmallestMagnitude gets 0.
   void (*quantize_row)(const RowSource& row, drl_format format, const RowTarget& target);
 
-  Tile tiles[2];  // by drl_format
+  Tile tiles[kFormats];  // by drl_format
 
   // Writes one row of a tile's totals [kPanelColumns] to y[columns].
   void (*dequantize)(const float* totals, float row_scale, const Dequantization& how, float* y);

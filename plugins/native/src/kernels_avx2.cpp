@@ -39,20 +39,66 @@ struct Avx2Micro {
     int8_half<Rows>(rows.quads, panel.values + kStepBytes / 2, quads, totals + kHalfColumns);
   }
 
-  template <size_t Rows>
-  static void int4(const TileRows& rows, Panel panel, size_t blocks, float* totals) {
-    int4_half<Rows>(rows, panel, blocks, totals);
+  template <drl_format Format, size_t Rows>
+  static void blocks(const TileRows& rows, Panel panel, size_t blocks, float* totals) {
+    blocks_half<Format, Rows>(rows, panel, blocks, totals);
     const Panel right{panel.values + kStepBytes / 2, panel.multipliers + kHalfColumns};
-    int4_half<Rows>(rows, right, blocks, totals + kHalfColumns);
+    blocks_half<Format, Rows>(rows, right, blocks, totals + kHalfColumns);
   }
 
  private:
   template <size_t Rows>
   static void int8_half(const int32_t* activations, const uint8_t* values, size_t quads,
                         float* totals) {
+    __m256i sums[Rows][kVectors];
+    sum_bytes<Rows>(activations, values, quads, sums);
+    for (size_t row = 0; row < Rows; ++row) {
+      for (size_t i = 0; i < kVectors; ++i) {
+        _mm256_storeu_ps(totals + row * kPanelColumns + i * 8, _mm256_cvtepi32_ps(sums[row][i]));
+      }
+    }
+  }
+
+  template <drl_format Format, size_t Rows>
+  static void blocks_half(const TileRows& rows, Panel panel, size_t blocks, float* out) {
+    constexpr size_t kBytes =
+        Format == DRL_FORMAT_INT4 ? kStepBytes * kBlockQuads / 2 : kStepBytes * kBlockQuads;
+    __m256 totals[Rows][kVectors];
+    for (auto& row : totals) {
+      for (auto& vector : row) vector = _mm256_setzero_ps();
+    }
+    for (size_t block = 0; block < blocks; ++block) {
+      __m256i sums[Rows][kVectors];
+      const int32_t* activations = rows.quads + block * kBlockQuads * Rows;
+      if constexpr (Format == DRL_FORMAT_INT4) {
+        sum_halves<Rows>(activations, rows.corrections + block * Rows,
+                         panel.values + block * kBytes, sums);
+      } else {
+        sum_bytes<Rows>(activations, panel.values + block * kBytes, kBlockQuads, sums);
+      }
+      for (size_t i = 0; i < kVectors; ++i) {
+        const uint8_t* stored = panel.multipliers + block * kPanelColumns + i * 8;
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(stored));
+        const __m256 multipliers = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+        for (size_t row = 0; row < Rows; ++row) {
+          const __m256 sum = _mm256_cvtepi32_ps(sums[row][i]);
+          totals[row][i] = _mm256_add_ps(totals[row][i], _mm256_mul_ps(sum, multipliers));
+        }
+      }
+    }
+    for (size_t row = 0; row < Rows; ++row) {
+      for (size_t i = 0; i < kVectors; ++i) {
+        _mm256_storeu_ps(out + row * kPanelColumns + i * 8, totals[row][i]);
+      }
+    }
+  }
+
+  // The sums of so many quads of int8.
+  template <size_t Rows>
+  static void sum_bytes(const int32_t* activations, const uint8_t* values, size_t quads,
+                        __m256i (&sums)[Rows][kVectors]) {
     const __m256i ones = _mm256_set1_epi16(1);
     const __m256i bias = _mm256_set1_epi8(static_cast<char>(kInt8Bias));
-    __m256i sums[Rows][kVectors];
     for (auto& row : sums) {
       for (auto& vector : row) vector = _mm256_setzero_si256();
     }
@@ -72,47 +118,12 @@ struct Avx2Micro {
         }
       }
     }
-    for (size_t row = 0; row < Rows; ++row) {
-      for (size_t i = 0; i < kVectors; ++i) {
-        _mm256_storeu_ps(totals + row * kPanelColumns + i * 8, _mm256_cvtepi32_ps(sums[row][i]));
-      }
-    }
   }
 
+  // The sums of one block of int4, in 16 bits: 16 products of at most 15·127 fit.
   template <size_t Rows>
-  static void int4_half(const TileRows& rows, Panel panel, size_t blocks, float* out) {
-    __m256 totals[Rows][kVectors];
-    for (auto& row : totals) {
-      for (auto& vector : row) vector = _mm256_setzero_ps();
-    }
-    for (size_t block = 0; block < blocks; ++block) {
-      __m256i sums[Rows][kVectors];
-      sum_pairs<Rows>(rows.quads + block * kBlockQuads * Rows,
-                      panel.values + block * kStepBytes * kBlockQuads / 2, sums);
-      for (size_t i = 0; i < kVectors; ++i) {
-        const uint8_t* stored = panel.multipliers + block * kPanelColumns + i * 8;
-        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(stored));
-        const __m256 multipliers = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
-        for (size_t row = 0; row < Rows; ++row) {
-          // Σ a·(q + 8) - 8·Σ a = Σ a·q
-          const __m256i start = _mm256_set1_epi32(rows.corrections[block * Rows + row]);
-          const __m256i wide = _mm256_madd_epi16(sums[row][i], _mm256_set1_epi16(1));
-          const __m256 sum = _mm256_cvtepi32_ps(_mm256_add_epi32(wide, start));
-          totals[row][i] = _mm256_add_ps(totals[row][i], _mm256_mul_ps(sum, multipliers));
-        }
-      }
-    }
-    for (size_t row = 0; row < Rows; ++row) {
-      for (size_t i = 0; i < kVectors; ++i) {
-        _mm256_storeu_ps(out + row * kPanelColumns + i * 8, totals[row][i]);
-      }
-    }
-  }
-
-  // Of one block, in 16 bits: 16 products of at most 15·127 fit.
-  template <size_t Rows>
-  static void sum_pairs(const int32_t* activations, const uint8_t* values,
-                        __m256i (&sums)[Rows][kVectors]) {
+  static void sum_halves(const int32_t* activations, const int32_t* corrections,
+                         const uint8_t* values, __m256i (&sums)[Rows][kVectors]) {
     const __m256i nibble = _mm256_set1_epi8(15);
     for (auto& row : sums) {
       for (auto& vector : row) vector = _mm256_setzero_si256();
@@ -128,6 +139,14 @@ struct Avx2Micro {
           sums[row][i] = _mm256_add_epi16(sums[row][i], _mm256_maddubs_epi16(low, a));
           sums[row][i] = _mm256_add_epi16(sums[row][i], _mm256_maddubs_epi16(high, b));
         }
+      }
+    }
+    for (size_t row = 0; row < Rows; ++row) {
+      // Σ a·(q + 8) - 8·Σ a = Σ a·q
+      const __m256i start = _mm256_set1_epi32(corrections[row]);
+      for (size_t i = 0; i < kVectors; ++i) {
+        const __m256i wide = _mm256_madd_epi16(sums[row][i], _mm256_set1_epi16(1));
+        sums[row][i] = _mm256_add_epi32(wide, start);
       }
     }
   }

@@ -51,6 +51,54 @@ inline void prefetch(const uint8_t* now) {
   _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
 }
 
+// The totals of a tile over its blocks. Of many rows they stay in memory: the sums of a block take
+// the registers, and one addition per block and vector can wait.
+template <size_t Rows>
+class Totals {
+ public:
+  explicit Totals(float* out) : out_(out) {
+    for (size_t row = 0; row < Rows; ++row) {
+      for (size_t i = 0; i < kVectors; ++i) set(row, i, _mm512_setzero_ps());
+    }
+  }
+
+  // Before the totals of a block are read. It keeps GCC from holding copies on the stack beside.
+  void read() const {
+    if constexpr (!kHeld) __asm__ volatile("" : : "r"(out_) : "memory");
+  }
+
+  __m512 get(size_t row, size_t i) const {
+    if constexpr (kHeld) return held_[row][i];
+    return _mm512_loadu_ps(place(row, i));
+  }
+
+  void set(size_t row, size_t i, __m512 total) {
+    if constexpr (kHeld) {
+      held_[row][i] = total;
+    } else {
+      _mm512_storeu_ps(place(row, i), total);
+    }
+  }
+
+  void finish() const {
+    if constexpr (kHeld) {
+      for (size_t row = 0; row < Rows; ++row) {
+        for (size_t i = 0; i < kVectors; ++i) _mm512_storeu_ps(place(row, i), held_[row][i]);
+      }
+    }
+  }
+
+ private:
+  static constexpr bool kHeld = Rows <= 6;  // 12 totals beside 12 sums
+
+  float* place(size_t row, size_t i) const {
+    return out_ + row * kPanelColumns + i * kVectorColumns;
+  }
+
+  float* out_;
+  __m512 held_[kHeld ? Rows : 1][kVectors];
+};
+
 struct Avx512VnniMicro {
   static constexpr size_t kRows = 12;  // int8: 24 sums, 2 weights, 1 activation of 32 registers
 
@@ -64,15 +112,7 @@ struct Avx512VnniMicro {
     }
     const uint8_t* values = panel.values;
     for (size_t quad = 0; quad < quads; ++quad, values += kStepBytes) {
-      __m512i weights[kVectors];
-      for (size_t i = 0; i < kVectors; ++i) {
-        weights[i] = _mm512_loadu_si512(values + i * kVectorBytes);
-        prefetch(values + i * kVectorBytes);
-      }
-      for (size_t row = 0; row < Rows; ++row) {
-        const __m512i a = _mm512_set1_epi32(rows.quads[quad * Rows + row]);
-        for (size_t i = 0; i < kVectors; ++i) sums[row][i] = dot(sums[row][i], weights[i], a);
-      }
+      add_bytes<Rows>(rows.quads + quad * Rows, values, sums);
     }
     for (size_t row = 0; row < Rows; ++row) {
       for (size_t i = 0; i < kVectors; ++i) {
@@ -81,43 +121,62 @@ struct Avx512VnniMicro {
     }
   }
 
-  // The totals stay in memory: the sums of a block take the registers, and one addition per block
-  // and vector can wait.
-  template <size_t Rows>
-  static void int4(const TileRows& rows, Panel panel, size_t blocks, float* totals) {
-    for (size_t i = 0; i < Rows * kVectors; ++i) {
-      _mm512_storeu_ps(totals + i * kVectorColumns, _mm512_setzero_ps());
-    }
+  template <drl_format Format, size_t Rows>
+  static void blocks(const TileRows& rows, Panel panel, size_t blocks, float* out) {
+    constexpr bool kHalves = Format == DRL_FORMAT_INT4;
+    Totals<Rows> totals(out);
     const int32_t* activations = rows.quads;
     const uint8_t* values = panel.values;
     for (size_t block = 0; block < blocks; ++block, activations += kBlockQuads * Rows) {
       __m512i sums[Rows][kVectors];
       for (size_t row = 0; row < Rows; ++row) {
-        // Σ a·(q + 8) - 8·Σ a = Σ a·q
+        // Σ a·(q + bias) - bias·Σ a = Σ a·q
         const __m512i start = _mm512_set1_epi32(rows.corrections[block * Rows + row]);
         for (size_t i = 0; i < kVectors; ++i) sums[row][i] = start;
       }
-      for (size_t j = 0; j < kBlockQuads / 2; ++j, values += kStepBytes) {
-        add_pairs<Rows>(activations + j * Rows, values, sums);
+      for (size_t j = 0; j < kBlockQuads / (kHalves ? 2 : 1); ++j, values += kStepBytes) {
+        if constexpr (kHalves) {
+          add_halves<Rows>(activations + j * Rows, values, sums);
+        } else {
+          add_bytes<Rows>(activations + j * Rows, values, sums);
+        }
       }
+      totals.read();
       for (size_t i = 0; i < kVectors; ++i) {
         const __m512 multipliers =
             load_bytes(panel.multipliers + block * kPanelColumns + i * kVectorColumns);
         for (size_t row = 0; row < Rows; ++row) {
-          // The product has at most 23 bits and is exact, so that fusing it changes nothing.
-          float* total = totals + row * kPanelColumns + i * kVectorColumns;
-          const __m512 before = _mm512_loadu_ps(total);
-          _mm512_storeu_ps(total, _mm512_fmadd_ps(to_float(sums[row][i]), multipliers, before));
+          const __m512 before = totals.get(row, i), sum = to_float(sums[row][i]);
+          // In int4 the product has at most 23 bits and is exact: fusing it changes nothing.
+          totals.set(row, i,
+                     kHalves ? _mm512_fmadd_ps(sum, multipliers, before)
+                             : _mm512_add_ps(before, _mm512_mul_ps(sum, multipliers)));
         }
       }
     }
+    totals.finish();
   }
 
  private:
+  // Adds a quad.
+  template <size_t Rows>
+  static void add_bytes(const int32_t* activations, const uint8_t* values,
+                        __m512i (&sums)[Rows][kVectors]) {
+    __m512i weights[kVectors];
+    for (size_t i = 0; i < kVectors; ++i) {
+      weights[i] = _mm512_loadu_si512(values + i * kVectorBytes);
+      prefetch(values + i * kVectorBytes);
+    }
+    for (size_t row = 0; row < Rows; ++row) {
+      const __m512i a = _mm512_set1_epi32(activations[row]);
+      for (size_t i = 0; i < kVectors; ++i) sums[row][i] = dot(sums[row][i], weights[i], a);
+    }
+  }
+
   // Adds the quads j and j + 4 of a block.
   template <size_t Rows>
-  static void add_pairs(const int32_t* activations, const uint8_t* values,
-                        __m512i (&sums)[Rows][kVectors]) {
+  static void add_halves(const int32_t* activations, const uint8_t* values,
+                         __m512i (&sums)[Rows][kVectors]) {
     const __m512i nibble = _mm512_set1_epi8(15);
     __m512i low[kVectors], high[kVectors];
     for (size_t i = 0; i < kVectors; ++i) {

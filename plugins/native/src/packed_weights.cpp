@@ -7,7 +7,7 @@ namespace {
 constexpr uint64_t kMostWeights = uint64_t{1} << 44;
 
 bool can_be_packed(const drl_weights& weights) {
-  if (weights.format != DRL_FORMAT_INT8 && weights.format != DRL_FORMAT_INT4) return false;
+  if (static_cast<uint32_t>(weights.format) >= kFormats) return false;  // any number may come
   if (weights.matrices == 0 || weights.columns == 0 || weights.depth == 0) return false;
   if (weights.depth > kMaxDepth || weights.columns > kMostWeights) return false;
   const uint64_t rows =
@@ -22,7 +22,7 @@ size_t panel_values(const drl_weights& weights) {
 }
 
 size_t panel_multipliers(const drl_weights& weights) {
-  return weights.format == DRL_FORMAT_INT4 ? ceil_div(weights.depth, kBlock) * kPanelColumns : 0;
+  return has_blocks(weights.format) ? ceil_div(weights.depth, kBlock) * kPanelColumns : 0;
 }
 
 // What all panels have, or 0 where there can be none.
@@ -41,7 +41,7 @@ drl_status PackedWeights::open(const drl_weights& weights, PackedWeights* out) {
   if (!can_be_packed(weights)) return DRL_BAD_ARGUMENT;
   if (weights.values == nullptr || weights.scales == nullptr) return DRL_BAD_ARGUMENT;
   if (reinterpret_cast<uintptr_t>(weights.scales) % alignof(float) != 0) return DRL_BAD_ARGUMENT;
-  if (weights.format == DRL_FORMAT_INT4 && weights.multipliers == nullptr) return DRL_BAD_ARGUMENT;
+  if (has_blocks(weights.format) && weights.multipliers == nullptr) return DRL_BAD_ARGUMENT;
   out->weights_ = weights;
   out->values_bytes_ = panel_values(weights);
   out->multipliers_bytes_ = panel_multipliers(weights);

@@ -13,6 +13,8 @@
 //         multipliers  uint8 [matrices][panels][blocks][32]
 //         scales       float [matrices][panels · 32]
 //         weight       q · multiplier · scale, q in [-7, 7]
+//   int8-block  values as in int8 with ⌈depth / 32⌉ · 8 quads, multipliers and scales as in int4;
+//               weight q · multiplier · scale, q in [-127, 127]
 #pragma once
 
 #include "kernels.h"
@@ -43,14 +45,14 @@ class PackedWeights {
   size_t multipliers_bytes_ = 0;  // of a panel
 };
 
-// Quads of a quantised row, of which a tile reads every one: whole blocks for int4.
+// Quads of a quantised row, of which a tile reads every one: whole blocks where there are blocks.
 inline size_t quads_of(drl_format format, size_t depth) {
-  return format == DRL_FORMAT_INT4 ? ceil_div(depth, kBlock) * kBlockQuads : ceil_div(depth, kQuad);
+  return has_blocks(format) ? ceil_div(depth, kBlock) * kBlockQuads : ceil_div(depth, kQuad);
 }
 
-// Steps of a tile: blocks for int4, quads for int8.
+// Steps of a tile: blocks where there are blocks, else quads.
 inline size_t steps_of(drl_format format, size_t depth) {
-  return ceil_div(depth, format == DRL_FORMAT_INT4 ? kBlock : kQuad);
+  return ceil_div(depth, has_blocks(format) ? kBlock : kQuad);
 }
 
 }  // namespace drl

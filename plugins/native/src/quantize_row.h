@@ -72,34 +72,35 @@ int32_t quantize_values(const float* x, size_t first, const Prepare& prepare, fl
 }
 
 // Quantises a chunk, of which `quads` are stored.
-template <bool Blocks, class Prepare>
+template <drl_format Format, class Prepare>
 void quantize_chunk(const float* x, size_t first, const Prepare& prepare, float inverse,
                     size_t quads, const RowTarget& target, size_t quad) {
   int8_t values[kChunk];
-  if constexpr (Blocks) {
+  if constexpr (has_blocks(Format)) {
     for (size_t block = 0; block * kBlockQuads < quads; ++block) {
       const size_t at = block * kBlock;
       target.corrections[(quad / kBlockQuads + block) * target.stride] =
-          -kInt4Bias * quantize_values<kBlock>(x, first + at, prepare, inverse, values + at);
+          -bias_of(Format) * quantize_values<kBlock>(x, first + at, prepare, inverse, values + at);
     }
   } else {
     *target.corrections -=
-        kInt8Bias * quantize_values<kChunk>(x, first, prepare, inverse, values);
+        bias_of(Format) * quantize_values<kChunk>(x, first, prepare, inverse, values);
   }
   store_quads(values, quads, target.stride, target.quads + quad * target.stride);
 }
 
-template <bool Blocks, class Prepare>
+template <drl_format Format, class Prepare>
 void quantize_with(const RowSource& row, const Prepare& prepare, const RowTarget& target) {
+  constexpr bool kBlocks = has_blocks(Format);
   const size_t quads =
-      Blocks ? ceil_div(row.depth, kBlock) * kBlockQuads : ceil_div(row.depth, kQuad);
+      kBlocks ? ceil_div(row.depth, kBlock) * kBlockQuads : ceil_div(row.depth, kQuad);
   const int32_t bits = largest_magnitude(row.x, row.depth, prepare);
   const float largest = from_bits(bits);
   const bool finite = bits < kInfinityBits;
   *target.corrections = 0;
   if (!finite || largest < kSmallestMagnitude) {
     for (size_t quad = 0; quad < quads; ++quad) target.quads[quad * target.stride] = 0;
-    for (size_t block = 0; Blocks && block * kBlockQuads < quads; ++block) {
+    for (size_t block = 0; kBlocks && block * kBlockQuads < quads; ++block) {
       target.corrections[block * target.stride] = 0;
     }
     *target.scale = finite ? 0.0f : from_bits(kInfinityBits + 1);
@@ -108,12 +109,12 @@ void quantize_with(const RowSource& row, const Prepare& prepare, const RowTarget
   const float inverse = 127.0f / largest;
   size_t done = 0;
   for (; done + kChunk <= row.depth; done += kChunk) {
-    quantize_chunk<Blocks>(row.x, done, prepare, inverse, kChunk / kQuad, target, done / kQuad);
+    quantize_chunk<Format>(row.x, done, prepare, inverse, kChunk / kQuad, target, done / kQuad);
   }
   if (done < row.depth) {
     float rest[kChunk] = {};
     for (size_t i = done; i < row.depth; ++i) rest[i - done] = prepare(row.x[i], i);
-    quantize_chunk<Blocks>(rest, 0, Unchanged{}, inverse, quads - done / kQuad, target,
+    quantize_chunk<Format>(rest, 0, Unchanged{}, inverse, quads - done / kQuad, target,
                            done / kQuad);
   }
   *target.scale = largest / 127.0f;
@@ -122,10 +123,10 @@ void quantize_with(const RowSource& row, const Prepare& prepare, const RowTarget
 template <class Prepare>
 void quantize_as(const RowSource& row, drl_format format, const Prepare& prepare,
                  const RowTarget& target) {
-  if (format == DRL_FORMAT_INT4) {
-    quantize_with<true>(row, prepare, target);
-  } else {
-    quantize_with<false>(row, prepare, target);
+  switch (format) {
+    case DRL_FORMAT_INT8: return quantize_with<DRL_FORMAT_INT8>(row, prepare, target);
+    case DRL_FORMAT_INT4: return quantize_with<DRL_FORMAT_INT4>(row, prepare, target);
+    case DRL_FORMAT_INT8_BLOCK: return quantize_with<DRL_FORMAT_INT8_BLOCK>(row, prepare, target);
   }
 }
 

@@ -27,7 +27,7 @@ class QuantizedRows {
       : format_(format),
         depth_(depth),
         quads_(quads_of(format, depth)),
-        groups_(format == DRL_FORMAT_INT4 ? ceil_div(depth, kBlock) : 1),
+        groups_(has_blocks(format) ? ceil_div(depth, kBlock) : 1),
         values_(carver.take<int32_t>(rows * quads_)),
         corrections_(carver.take<int32_t>(rows * groups_)),
         scales_(carver.take<float>(rows)) {}

@@ -62,24 +62,15 @@ ExponentialSum sum_exponentials(const float* x, size_t count) {
 }
 
 // Calls the tile function for the rows there are, of one for each number up to Micro::kRows.
-template <class Micro, size_t Rows = Micro::kRows>
-void run_int8(const TileRows& rows, Panel panel, size_t quads, float* totals) {
+template <class Micro, drl_format Format, size_t Rows = Micro::kRows>
+void run_tile(const TileRows& rows, Panel panel, size_t steps, float* totals) {
   if constexpr (Rows > 0) {
-    if (rows.count == Rows) {
-      Micro::template int8<Rows>(rows, panel, quads, totals);
+    if (rows.count != Rows) {
+      run_tile<Micro, Format, Rows - 1>(rows, panel, steps, totals);
+    } else if constexpr (has_blocks(Format)) {
+      Micro::template blocks<Format, Rows>(rows, panel, steps, totals);
     } else {
-      run_int8<Micro, Rows - 1>(rows, panel, quads, totals);
-    }
-  }
-}
-
-template <class Micro, size_t Rows = Micro::kRows>
-void run_int4(const TileRows& rows, Panel panel, size_t blocks, float* totals) {
-  if constexpr (Rows > 0) {
-    if (rows.count == Rows) {
-      Micro::template int4<Rows>(rows, panel, blocks, totals);
-    } else {
-      run_int4<Micro, Rows - 1>(rows, panel, blocks, totals);
+      Micro::template int8<Rows>(rows, panel, steps, totals);
     }
   }
 }
@@ -87,9 +78,16 @@ void run_int4(const TileRows& rows, Panel panel, size_t blocks, float* totals) {
 template <class Micro>
 constexpr Kernels make_kernels() {
   static_assert(Micro::kRows <= kMaxTileRows, "tiles are stored in buffers of kMaxTileRows");
-  static_assert(DRL_FORMAT_INT8 == 0 && DRL_FORMAT_INT4 == 1, "tiles are found by their format");
-  return {Micro::kRows, quantize_row, {run_int8<Micro>, run_int4<Micro>}, dequantize,
-          activate,     accumulate,   sum_exponentials};
+  static_assert(DRL_FORMAT_INT8 == 0 && DRL_FORMAT_INT4 == 1 && DRL_FORMAT_INT8_BLOCK == 2,
+                "tiles are found by their format");
+  return {Micro::kRows,
+          quantize_row,
+          {run_tile<Micro, DRL_FORMAT_INT8>, run_tile<Micro, DRL_FORMAT_INT4>,
+           run_tile<Micro, DRL_FORMAT_INT8_BLOCK>},
+          dequantize,
+          activate,
+          accumulate,
+          sum_exponentials};
 }
 
 }  // namespace

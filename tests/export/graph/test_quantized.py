@@ -63,6 +63,7 @@ def tensors(bundle: Path, graph: str) -> dict[str, onnx.TensorProto]:
     ("variant", "precision"),
     [(variant, "int8") for variant in VARIANTS]
     + [(variant, "int4") for variant in ("every feature", "two embeddings, untied", *BIASED)]
+    + [(variant, "int8-block") for variant in ("every feature", "two embeddings, untied", *BIASED)]
     + [(variant, "int4+int8-head") for variant in ("capacity, router bias", *BIASED)],
 )
 def test_a_bundle_computes_what_the_rounded_model_computes(
@@ -127,12 +128,13 @@ def test_a_sparse_layer_norms_once_for_router_and_experts(tmp_path: Path) -> Non
     ("precision", "tied", "gathered"),
     [
         ("int8", True, True),
+        ("int8-block", True, True),
         ("int4+int8-head", True, True),
         ("int4", True, False),
         ("int8", False, False),
     ],
 )
-def test_a_tied_int8_head_is_the_embedding_and_is_stored_once(
+def test_a_tied_head_of_8_bits_is_the_embedding_and_is_stored_once(
     precision: Precision, tied: bool, gathered: bool, tmp_path: Path
 ) -> None:
     make(tmp_path, precision, **DENSE | {"tie_embeddings": tied})
@@ -176,7 +178,8 @@ def test_routers_norms_and_tables_stay_fp32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "megabytes"), [("fp32", 242), ("int8", 61), ("int4", 98), ("int4+int8-head", 40)]
+    ("precision", "megabytes"),
+    [("fp32", 242), ("int8", 61), ("int8-block", 63), ("int4", 98), ("int4+int8-head", 40)],
 )
 def test_the_weights_shrink_as_they_should(precision: Precision, megabytes: int) -> None:
     """T5-small: 60.5 million parameters, of which 16.4 million are words."""
@@ -312,7 +315,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", ["int8", "int8-block", "int4"])
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
 def test_a_graph_with_a_mistake_is_refused(
     mistake: Any, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -39,10 +39,14 @@ struct Packed {
       return (values[place] - 128) * scale;
     }
     const size_t blocks = (shape.depth + 31) / 32, block = panel * blocks + k / 32;
+    const double step = multipliers[block * 32 + column % 32] * scale;
+    if (shape.format == DRL_FORMAT_INT8_BLOCK) {
+      return (values[((block * 8 + k % 32 / 4) * 32 + column % 32) * 4 + k % 4] - 128) * step;
+    }
     const size_t half = k % 32 % 16;
     const int pair = values[((block * 4 + half / 4) * 32 + column % 32) * 4 + half % 4];
     const int q = (k % 32 < 16 ? pair & 15 : pair >> 4) - 8;
-    return q * multipliers[block * 32 + column % 32] * scale;
+    return q * step;
   }
 
   std::vector<uint8_t> values, multipliers;
@@ -50,7 +54,7 @@ struct Packed {
   drl_weights shape;
 };
 
-drl_format any_format() { return below(2) == 0 ? DRL_FORMAT_INT8 : DRL_FORMAT_INT4; }
+drl_format any_format() { return static_cast<drl_format>(below(3)); }
 
 // The sum in double, and how far from it a product with quantised rows may be.
 void require_near(const Packed& packed, size_t column, const float* x, double factor,
@@ -185,7 +189,7 @@ void check_routed(size_t experts, size_t inner, size_t width, size_t tokens, siz
 }
 
 void check_gather(size_t columns, size_t depth) {
-  const Packed packed(DRL_FORMAT_INT8, 1, columns, depth);
+  const Packed packed(below(2) == 0 ? DRL_FORMAT_INT8 : DRL_FORMAT_INT8_BLOCK, 1, columns, depth);
   std::vector<int64_t> ids(20);
   for (int64_t& id : ids) id = static_cast<int64_t>(below(columns));
   std::vector<float> y(ids.size() * depth);
@@ -261,7 +265,7 @@ void check_refusals() {
 }  // namespace
 
 int main() {
-  for (drl_format format : {DRL_FORMAT_INT8, DRL_FORMAT_INT4}) {
+  for (drl_format format : {DRL_FORMAT_INT8, DRL_FORMAT_INT4, DRL_FORMAT_INT8_BLOCK}) {
     for (size_t rows = 0; rows < 30; ++rows) check_linear(format, 37, 70, rows);
     // Large enough that the work is shared out.
     check_linear(format, 1500, 300, 1);

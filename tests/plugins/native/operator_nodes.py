@@ -16,11 +16,11 @@ from drl.plugins.ops import (
     QUANTIZED_ROUTED_FFN,
 )
 from drl.plugins.ops.activations import GATED
-from drl.plugins.ops.packing import LAYOUT, pack_int4, pack_int8
+from drl.plugins.ops.packing import LAYOUT, pack_int4, pack_int8, pack_int8_block
 from tests.plugins.native.operator_graphs import Node, draw
 from tests.plugins.ops.case import Array
 
-FORMATS = {"int8": pack_int8, "int4": pack_int4}
+FORMATS = {"int8": pack_int8, "int4": pack_int4, "int8-block": pack_int8_block}
 SHAPES = ((1, 1), (2, 3), (1, 40), (0, 1), (2, 0))  # [B, T]
 
 
@@ -97,11 +97,12 @@ def head(
     )
 
 
-def gather(shape: tuple[int, int] = (2, 3)) -> Node:
+def gather(shape: tuple[int, int] = (2, 3), form: str = "int8-block") -> Node:
     columns, depth = 50, 37
     tokens = np.random.default_rng(0).integers(0, columns, shape)
-    inputs = {"tokens": tokens, **weights("int8", 1, columns, depth)}
-    return Node(QUANTIZED_GATHER, inputs, {"depth": depth, "layout": LAYOUT}, str(shape))
+    inputs = {"tokens": tokens, **weights(form, 1, columns, depth)}
+    attributes = {"depth": depth, "layout": LAYOUT}
+    return Node(QUANTIZED_GATHER, inputs, attributes, f"{form}-{shape}")
 
 
 def routed_ffn(
@@ -199,7 +200,7 @@ def of_every_operator() -> list[Node]:
     """One call of each, with all optional inputs."""
     return [
         linear("int4", "silu_glu", optional=("norm", "bias", "residual")),
-        projections(optional=("norm", "bias")),
+        projections("int8-block", optional=("norm", "bias")),
         routed_ffn(optional=("up_bias", "down_bias", "gate_bias", "residual")),
         head(candidates=5, optional=("norm", "bias")),
         gather(),
@@ -227,7 +228,7 @@ def all_nodes() -> Iterator[Node]:
                 yield routed_ffn(form, activation, optional=biases)
         yield from (routed_ffn(form, "silu_glu", shape, ("residual",)) for shape in SHAPES)
     for shape in SHAPES:
-        yield gather(shape)
+        yield from (gather(shape, form) for form in ("int8", "int8-block"))
         yield expert_route(shape)
         yield expert_route(shape, k=1, biased=True)
         if shape[0]:

@@ -245,6 +245,23 @@ def test_the_largest_sums_of_int4_are_exact(isa: str, sign: int) -> None:
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_sums_of_int8_blocks_are_rounded_once_a_block(isa: str, sign: int) -> None:
+    """A block's sum times its multiplier has up to 27 bits, three more than float32 holds."""
+    weights = filled("int8-block", 1, 32, 96)
+    assert weights.multipliers is not None
+    weights.values[:] = 1 if sign < 0 else 255
+    weights.values[..., 0, :, 0] = 128  # so that the sum is odd
+    weights.multipliers[:] = 255
+    weights.scales[:] = 1
+    y = kernels(isa).linear(np.full((1, 96), 127, np.float32), weights)
+    exact = sign * 31 * 127 * 127 * 255
+    block = np.float32(exact)
+    assert float(block) != exact
+    assert (y == block + block + block).all()
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_no_rows_give_no_rows(isa: str) -> None:
     assert kernels(isa).linear(np.empty((0, 7), np.float32), filled("int8", 1, 5, 7)).shape == (
         0,

@@ -42,18 +42,22 @@ def test_the_library_and_python_agree_on_sizes(
 
 
 @pytest.mark.parametrize("shape", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 131073), (1, 2**63, 1)])
-@pytest.mark.parametrize("format", [0, 1])
+@pytest.mark.parametrize("format", [0, 1, 2])
 def test_impossible_shapes_have_no_size(format: int, shape: tuple[int, ...]) -> None:
     assert sizes(format, *shape) == [0, 0, 0]
 
 
 def test_an_unknown_format_has_no_size() -> None:
-    assert sizes(2, 1, 1, 1) == [0, 0, 0]
+    assert sizes(3, 1, 1, 1) == [0, 0, 0]
+    assert sizes(-1, 1, 1, 1) == [0, 0, 0]
 
 
+@pytest.mark.parametrize("format", ["int8", "int8-block"])
 @pytest.mark.parametrize(("columns", "depth"), [(1, 1), (31, 5), (70, 64), (100, 130)])
-def test_gathered_rows_are_those_of_the_unpacked_weights(columns: int, depth: int) -> None:
-    weights = filled("int8", 1, columns, depth)
+def test_gathered_rows_are_those_of_the_unpacked_weights(
+    format: Format, columns: int, depth: int
+) -> None:
+    weights = filled(format, 1, columns, depth)
     ids = np.random.default_rng(0).integers(0, columns, (3, 40))
     assert same_bits(Kernels().gather_rows(ids, weights), unpack(weights)[0][ids])
     assert Kernels().gather_rows(ids[:0], weights).shape == (0, 40, depth)

@@ -95,7 +95,7 @@ def test_the_layer_is_its_linears_to_the_last_bit(isa: str, format: Format, case
 
 
 # These layers are tiny: a row has 16 and 24 values, so their rounding hardly averages out.
-@pytest.mark.parametrize(("format", "error"), [("int8", 0.04), ("int4", 0.3)])
+@pytest.mark.parametrize(("format", "error"), [("int8", 0.04), ("int4", 0.3), ("int8-block", 0.04)])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_layer_is_near_the_operator_in_fp32(case: Case, format: Format, error: float) -> None:
     got = run(Kernels(), case.inputs, pack(case.inputs, format), case.attributes["activation"])

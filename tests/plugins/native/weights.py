@@ -11,12 +11,17 @@ from drl.plugins.ops.packing import (
     PackedWeights,
     pack_int4,
     pack_int8,
+    pack_int8_block,
     packed_shapes,
 )
 from tests.plugins.native.arithmetic import Float32
 
-FORMATS: tuple[Format, ...] = ("int8", "int4")
-PACK: dict[str, Callable[[NDArray[Any]], PackedWeights]] = {"int8": pack_int8, "int4": pack_int4}
+FORMATS: tuple[Format, ...] = ("int8", "int4", "int8-block")
+PACK: dict[str, Callable[[NDArray[Any]], PackedWeights]] = {
+    "int8": pack_int8,
+    "int4": pack_int4,
+    "int8-block": pack_int8_block,
+}
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Float32:

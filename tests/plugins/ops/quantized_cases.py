@@ -15,10 +15,10 @@ from drl.plugins.ops import (
     Operator,
 )
 from drl.plugins.ops.activations import GATED
-from drl.plugins.ops.packing import LAYOUT, pack_int4, pack_int8
+from drl.plugins.ops.packing import LAYOUT, pack_int4, pack_int8, pack_int8_block
 from tests.plugins.ops.case import TOLERANCES, Array, Case, Maker
 
-PACK = {"int8": pack_int8, "int4": pack_int4}
+PACK = {"int8": pack_int8, "int4": pack_int4, "int8-block": pack_int8_block}
 # Where rounded values were computed before, one may fall to the other side in another engine: it
 # then differs by one step of 127.
 STEP_TOLERANCE = 5e-3
@@ -189,9 +189,10 @@ def quantized_gather_cases() -> Iterator[Case]:
         make = Maker(name, "fp32")
         tokens = make.random.integers(0, vocabulary, (3, 5))
         tokens[0, :2] = 0, vocabulary - 1
-        inputs = {"tokens": tokens, **packed(make.f32(vocabulary, depth), "int8")}
-        attributes = {"depth": depth, "layout": LAYOUT}
-        yield Case(QUANTIZED_GATHER, name, inputs, attributes, "fp32", 1e-7)
+        table, attributes = make.f32(vocabulary, depth), {"depth": depth, "layout": LAYOUT}
+        for format in ("int8", "int8-block"):
+            inputs = {"tokens": tokens, **packed(table, format)}
+            yield Case(QUANTIZED_GATHER, f"{name}_{format}", inputs, attributes, "fp32", 1e-7)
 
 
 def _routed(
@@ -253,6 +254,7 @@ def quantized_routed_ffn_cases() -> Iterator[Case]:
     yield _routed("mixed", ("int8", "int4", "int8"), residual=True)
     yield _routed("mixed", ("int4", "int8", "int8"))
     yield _routed("mixed", ("int8", "int8", "int4"))
+    yield _routed("mixed", ("int4", "int8-block", "int4"))
     for k in (1, 4):
         yield _routed(f"k{k}", k=k)
     yield _routed("one_token", shape=(1, 1))

@@ -90,9 +90,9 @@ class TestEmit:
         assert len(output.producer().inputs) == 5
 
     def test_attribute_gives_a_dimension_of_the_output(self) -> None:
-        for int4 in (False, True):
+        for bits in (None, 4, 8):
             y = QUANTIZED_LINEAR.emit(
-                new_builder().op, *linear_inputs(int4=int4), **linear_attributes()
+                new_builder().op, *linear_inputs(bits=bits), **linear_attributes()
             )
             assert (y.dtype, dims(y)) == (FP32, ["B", "T", 45])
 
@@ -117,7 +117,7 @@ class TestEmit:
         assert [output.dtype for output in outputs] == [FP32, FP32, INT32, FP32]
 
     def test_overloaded_node_names_its_form(self) -> None:
-        inputs = [*linear_inputs(int4=True), None, value("bias", FP32, 45)]
+        inputs = [*linear_inputs(bits=4), None, value("bias", FP32, 45)]
         y = QUANTIZED_LINEAR.emit(new_builder().op, *inputs, **linear_attributes("relu"))
         assert y.producer().overload == "x,weight,scale,multiplier,bias,activation=relu"
         output = ROUTED_FFN.emit(new_builder().op, *ffn_inputs(gated=False), activation="relu")
@@ -200,7 +200,7 @@ RELU, SILU_GLU = {"activation": "relu"}, {"activation": "silu_glu"}
             CACHED_ATTENTION,
             [*attention_inputs(), value("bias", FP32, 1, 5, "T", "L")],
             ATTENTION,
-            "input 'bias' must be [1|B, H, T, L] with H = 4, but 'bias' is [1,5,T,L]",
+            "input 'bias' must be [1 or B, H, T, L] with H = 4, but 'bias' is [1,5,T,L]",
             id="attribute-as-dimension",
         ),
         pytest.param(
@@ -287,17 +287,24 @@ RELU, SILU_GLU = {"activation": "relu"}, {"activation": "silu_glu"}
         ),
         pytest.param(
             QUANTIZED_LINEAR,
-            _replace(linear_inputs(int4=True), 3, None),
+            _replace(linear_inputs(bits=4), 3, None),
             LINEAR,
             "input 'weight' must be [M, N/32, K/4, 32, 4], but 'weight' is [1,2,2,4,32,4]",
-            id="int4-without-multiplier",
+            id="blocks-without-multiplier",
         ),
         pytest.param(
             QUANTIZED_LINEAR,
-            _replace(linear_inputs(int4=True), 1, value("weight", UINT8, 1, 2, 10, 32, 4)),
+            _replace(linear_inputs(bits=4), 1, value("weight", UINT8, 1, 2, 10, 32, 4)),
             LINEAR,
-            "input 'weight' must be [M, N/32, K/32, 4, 32, 4], but 'weight' is [1,2,10,32,4]",
+            "input 'weight' must be [M, N/32, K/32, 4 or 8, 32, 4], but 'weight' is [1,2,10,32,4]",
             id="int8-with-multiplier",
+        ),
+        pytest.param(
+            QUANTIZED_LINEAR,
+            linear_inputs(bits=6),
+            LINEAR,
+            "input 'weight' must be [M, N/32, K/32, 4 or 8, 32, 4], but 'weight' is [1,2,2,6,32,4]",
+            id="bits-that-no-value-has",
         ),
         pytest.param(
             QUANTIZED_LINEAR,

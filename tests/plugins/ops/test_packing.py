@@ -13,6 +13,7 @@ from drl.plugins.ops.packing import (
     PackedWeights,
     pack_int4,
     pack_int8,
+    pack_int8_block,
     packed_shapes,
     quantize_rows,
     unpack,
@@ -21,10 +22,12 @@ from drl.plugins.ops.packing import (
 )
 from tests.plugins.ops.case import Array
 
-PACK = {"int8": pack_int8, "int4": pack_int4}
+PACK = {"int8": pack_int8, "int4": pack_int4, "int8-block": pack_int8_block}
+BLOCKED = {"int4": 7, "int8-block": 127}  # the largest values of formats with multipliers
 SIZES = [(1, 1, 1), (1, 32, 32), (2, 33, 31), (3, 5, 100), (1, 70, 4), (2, 31, 65)]
 
 formats = pytest.mark.parametrize("format", PACK)
+blocked = pytest.mark.parametrize("format", BLOCKED)
 sizes = pytest.mark.parametrize("size", SIZES, ids=str)
 random_sizes = st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 70))
 seeds = st.integers(0, 2**32 - 1)
@@ -46,6 +49,8 @@ def stored_value(packed: PackedWeights, matrix: int, column: int, k: int) -> int
     if packed.multipliers is None:
         return int(packed.values[matrix][panel][k // 4][c][k % 4]) - 128
     block, within = divmod(k, 32)
+    if packed.format == "int8-block":
+        return int(packed.values[matrix][panel][block][within // 4][c][within % 4]) - 128
     high, place = divmod(within, 16)
     byte = int(packed.values[matrix][panel][block][place // 4][c][place % 4])
     return (byte >> 4 if high else byte & 15) - 8
@@ -125,20 +130,24 @@ def test_int8_is_off_by_half_a_step_at_most(size: tuple[int, int, int], seed: in
     assert (np.abs(unpack(packed) - weights) <= scales * np.float32(0.50002)).all()
 
 
+@blocked
 @settings(max_examples=50, deadline=None)
-@given(random_sizes, seeds)
-def test_int4_is_off_by_half_a_blocks_step_at_most(size: tuple[int, int, int], seed: int) -> None:
+@given(size=random_sizes, seed=seeds)
+def test_blocks_are_off_by_half_a_step_at_most(
+    format: str, size: tuple[int, int, int], seed: int
+) -> None:
     weights = draw(*size) * np.float32(np.random.default_rng(seed).uniform(0.1, 10))
-    packed = pack_int4(weights)
+    packed, most = PACK[format](weights), BLOCKED[format]
     padded = np.zeros((*size[:2], -(-size[2] // BLOCK) * BLOCK), np.float32)
     padded[..., : size[2]] = np.abs(weights)
     largest = padded.reshape(*size[:2], -1, BLOCK).max(axis=-1)
     multipliers = unpack_multipliers(packed)
     scales = packed.scales[:, : size[1], None]
-    # A step reaches a seventh of its block's largest magnitude, with less than one scale to spare.
+    # A step reaches a 7th or 127th of its block's largest magnitude, with less than one scale to
+    # spare.
     steps = multipliers * scales
-    assert (steps >= largest / 7 * np.float32(0.99999)).all()
-    assert (steps <= largest / 7 + scales * np.float32(1.001)).all()
+    assert (steps >= largest / most * np.float32(0.99999)).all()
+    assert (steps <= largest / most + scales * np.float32(1.001)).all()
     np.testing.assert_array_equal(multipliers == 0, largest == 0)
     error = np.abs(unpack(packed) - weights)
     assert (error <= np.repeat(steps, BLOCK, axis=-1)[..., : size[2]] * np.float32(0.50002)).all()
@@ -156,15 +165,16 @@ def test_what_is_on_the_grid_comes_back_as_it_was(size: tuple[int, int, int], se
     blocks = -(-size[2] // BLOCK)
     multipliers = random.integers(1, 256, (*size[:2], blocks))
     multipliers[..., 0] = 255
-    nibbles = random.integers(-7, 8, size)
-    nibbles[..., ::BLOCK] = 7
     steps = np.repeat(multipliers, BLOCK, axis=-1)[..., : size[2]]
-    weights = (nibbles * steps * scales).astype(np.float32)
-    np.testing.assert_array_equal(unpack(pack_int4(weights)), weights)
+    for format, most in BLOCKED.items():
+        values = random.integers(-most, most + 1, size)
+        values[..., ::BLOCK] = most
+        weights = (values * steps * scales).astype(np.float32)
+        np.testing.assert_array_equal(unpack(PACK[format](weights)), weights)
 
 
 def test_packing_by_hand() -> None:
-    """Scale 0.5 in int8; scale 1 in int4, with multipliers 255 and 2."""
+    """Scale 0.5 in int8; scale 1 in the others, with multipliers 255 and 2."""
     int8 = pack_int8(np.array([[63.5, -63.5, 0.3, 0.2, -1.0]], np.float32))
     assert int8.scales[0, 0] == 0.5
     assert unpack_values(int8)[0, 0].tolist() == [127, -127, 1, 0, -2]
@@ -174,9 +184,17 @@ def test_packing_by_hand() -> None:
     assert int4.scales[0, 0] == 1
     assert unpack_multipliers(int4)[0, 0].tolist() == [255, 2]
     assert unpack_values(int4)[0, 0, [0, 1, 2, 32, 33, 34]].tolist() == [7, -1, 0, 7, -4, 1]
+    row[0, :3], row[0, 32:35] = (32385, -255, 100), (254, -7, 3)
+    blocks = pack_int8_block(row)
+    assert blocks.scales[0, 0] == 1
+    assert unpack_multipliers(blocks)[0, 0].tolist() == [255, 2]
+    assert unpack_values(blocks)[0, 0, [0, 1, 2, 32, 33, 34]].tolist() == [127, -1, 0, 127, -4, 2]
 
 
-@pytest.mark.parametrize(("format", "peak", "most"), [("int8", 180, 127), ("int4", 2520, 7)])
+@pytest.mark.parametrize(
+    ("format", "peak", "most"),
+    [("int8", 180, 127), ("int4", 2520, 7), ("int8-block", 45720, 127)],
+)
 def test_columns_of_zeros_and_of_the_smallest_numbers(format: str, peak: int, most: int) -> None:
     """Steps that float32 can hardly hold, 1.4 of its smallest number, overflow no value."""
     tiny = np.float32(1e-45)

@@ -66,6 +66,16 @@ def test_linear_in_int4_by_hand() -> None:
     assert y.item() == 127 * (7 * 255 - 4 * 2)
 
 
+def test_linear_in_blocks_of_int8_by_hand() -> None:
+    """Two blocks: one of step 255 with 127, one of step 2 with -64, each against x = 127."""
+    weights = np.zeros((1, 40), np.float32)
+    weights[0, 0], weights[0, 39], weights[0, 38] = 32385, -128, 254
+    x = np.zeros((1, 1, 40), np.float32)
+    x[..., 0] = x[..., 39] = 127
+    y = linear(x, packed(weights, "int8-block"), columns=1)
+    assert y.item() == 127 * (127 * 255 - 64 * 2)
+
+
 def test_gated_linear_by_hand() -> None:
     """The first matrix is the gate, and the bias holds its part first."""
     weights = np.array([[[2.0]], [[3.0]]], np.float32)
@@ -114,12 +124,12 @@ def test_linear_is_the_product_of_what_the_integers_stand_for(
 
 @formats
 def test_linear_is_near_the_one_it_stands_for(format: str) -> None:
-    """Relative to the size of the outputs: about 1 % for int8, 10 % for int4."""
+    """Relative to the size of the outputs: about 1 % for 8 bits, 10 % for int4."""
     make = Maker("near", "fp32")
     weights, x = make.f32(64, 512, scale=512**-0.5), make.f32(2, 8, 512)
     y, exact = linear(x, packed(weights, format), columns=64), x @ weights.T
     error = np.sqrt(np.square(y - exact).mean() / np.square(exact).mean())
-    assert error < {"int8": 0.02, "int4": 0.15}[format]
+    assert error < {"int8": 0.02, "int8-block": 0.015, "int4": 0.15}[format]
 
 
 @formats
@@ -267,7 +277,7 @@ def test_routed_layer_is_near_the_one_it_stands_for(format: str) -> None:
     turned = [np.swapaxes(w, 1, 2) for w in (up, down, gate)]
     exact = ROUTED_FFN.reference(x, ids, gates, *turned, activation="silu_glu")
     error = np.sqrt(np.square(y - exact).mean() / np.square(exact).mean())
-    assert error < {"int8": 0.03, "int4": 0.25}[format]
+    assert error < {"int8": 0.03, "int8-block": 0.03, "int4": 0.25}[format]
 
 
 @settings(max_examples=25, deadline=None)

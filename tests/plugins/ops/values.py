@@ -38,10 +38,10 @@ def ffn_inputs(*, gated: bool) -> list[ir.Value]:
     return [*inputs, value("gate", FP32, 4, 16, 24)] if gated else inputs
 
 
-def linear_inputs(*, matrices: int = 1, int4: bool = False) -> list[ir.Value | None]:
-    """x and packed weights of 45 columns and depth 37."""
+def linear_inputs(*, matrices: int = 1, bits: int | None = None) -> list[ir.Value | None]:
+    """x and packed weights of 45 columns and depth 37, in blocks of `bits` to a value if given."""
     inputs: list[ir.Value | None] = [value("x", FP32, "B", "T", 37)]
-    if not int4:
+    if bits is None:
         return [
             *inputs,
             value("weight", UINT8, matrices, 2, 10, 32, 4),
@@ -50,7 +50,7 @@ def linear_inputs(*, matrices: int = 1, int4: bool = False) -> list[ir.Value | N
         ]
     return [
         *inputs,
-        value("weight", UINT8, matrices, 2, 2, 4, 32, 4),
+        value("weight", UINT8, matrices, 2, 2, bits, 32, 4),
         value("scale", FP32, matrices, 64),
         value("multiplier", UINT8, matrices, 2, 2, 32),
     ]

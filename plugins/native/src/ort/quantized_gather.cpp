@@ -7,9 +7,11 @@ namespace {
 
 struct QuantizedGather {
   static constexpr const char* kName = "QuantizedGather";
-  enum Input : size_t { kTokens, kWeight, kScale };
-  static constexpr Argument kInputs[] = {
-      {"tokens", kInt64}, {"weight", kUint8}, {"scale", kFloat}};
+  enum Input : size_t { kTokens, kWeight, kScale, kMultiplier };
+  static constexpr Argument kInputs[] = {{"tokens", kInt64},
+                                         {"weight", kUint8},
+                                         {"scale", kFloat},
+                                         {"multiplier", kUint8, kOptional}};
   static constexpr Argument kOutputs[] = {{"rows", kFloat}};
 
   void configure(Attributes& attributes) {
@@ -18,7 +20,7 @@ struct QuantizedGather {
   }
 
   void compute(Call& call) const {
-    const Tensor tokens = call.tensor(kTokens, 2), weight = call.tensor(kWeight, 5);
+    const Tensor tokens = call.tensor(kTokens, 2), weight = call.tensor(kWeight, 5, 6);
     if (!call.ok()) return;
     const int64_t batch = tokens.dims[0], steps = tokens.dims[1];
     // The node does not say how many columns its last panel has; what is padded is zero.
@@ -31,7 +33,8 @@ struct QuantizedGather {
                                   ids[i], columns);
       }
     }
-    const drl_weights weights = read_weights(call, {kWeight, kScale}, 1, columns, depth);
+    const drl_weights weights =
+        read_weights(call, {kWeight, kScale, kMultiplier}, 1, columns, depth);
     float* y = call.output<float>(0, {batch, steps, depth});
     if (call.ok() && count > 0) call.check(drl_gather_rows(&weights, ids, count, y));
   }

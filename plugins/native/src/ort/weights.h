@@ -11,7 +11,8 @@ constexpr int64_t kPanel = kPanelColumns, kBlock = drl::kBlock, kQuad = drl::kQu
 constexpr int64_t kMostDepth = kMaxDepth;
 constexpr size_t kNone = SIZE_MAX;
 
-// Where a node has the parts of packed weights. Without multipliers they are int8, else int4.
+// Where a node has the parts of packed weights. Without multipliers they are int8; else the fourth
+// dimension of the values is the bits of a value.
 struct WeightInputs {
   size_t values, scales, multipliers = kNone;
 };
@@ -31,10 +32,14 @@ inline drl_weights read_weights(Call& call, const WeightInputs& inputs, int64_t 
     weights.multipliers =
         call.values<uint8_t>(inputs.multipliers, {matrices, panels, blocks, kPanel});
   }
-  weights.format = weights.multipliers == nullptr ? DRL_FORMAT_INT8 : DRL_FORMAT_INT4;
-  const Shape values = weights.format == DRL_FORMAT_INT8
-                           ? Shape{matrices, panels, (depth + kQuad - 1) / kQuad, kPanel, kQuad}
-                           : Shape{matrices, panels, blocks, 4, kPanel, kQuad};
+  Shape values{matrices, panels, (depth + kQuad - 1) / kQuad, kPanel, kQuad};
+  weights.format = DRL_FORMAT_INT8;
+  if (weights.multipliers != nullptr) {
+    const Tensor given = call.tensor(inputs.values);
+    const int64_t bits = given.rank == 6 && given.dims[3] == 8 ? 8 : 4;
+    values = {matrices, panels, blocks, bits, kPanel, kQuad};
+    weights.format = bits == 8 ? DRL_FORMAT_INT8_BLOCK : DRL_FORMAT_INT4;
+  }
   weights.values = call.values<uint8_t>(inputs.values, values, kRequired);
   weights.scales = call.values<float>(inputs.scales, {matrices, panels * kPanel}, kRequired);
   return weights;
