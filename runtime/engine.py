@@ -83,7 +83,8 @@ class Engine:
 
         Args:
             path: The bundle's folder.
-            device: "cpu"; or "cuda", ONNX Runtime on an NVIDIA GPU, "cuda:1" on the second one.
+            device: "cpu"; or, on an NVIDIA GPU, "cuda" for ONNX Runtime, "tensorrt" or
+                "tensorrt-rtx" for engines that `drl-build` has made; "cuda:1" is the second GPU.
             threads: Threads per graph; None takes what `DRL_THREADS` says, or one per core that
                 this process may use. On a GPU, threads for what is left to the host.
             max_batch_size: See `Engine`.

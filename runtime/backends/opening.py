@@ -7,7 +7,7 @@ from drl.runtime.backends.protocol import Backend
 from drl.runtime.bundle import Bundle
 from drl.runtime.errors import BackendError, shorten
 
-DEVICES = ("cpu", "cuda")
+DEVICES = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 _DEVICE = re.compile(r"([a-z-]+)(?::(\d{1,4}))?")
 
 
@@ -33,7 +33,9 @@ def open_backend(bundle: Bundle, device: str = "cpu", threads: int | None = None
 
     Args:
         bundle: A loaded bundle.
-        device: "cpu"; or "cuda", ONNX Runtime on an NVIDIA GPU, with a number as "cuda:1".
+        device: "cpu"; or, on an NVIDIA GPU, "cuda" for ONNX Runtime, "tensorrt" for the engines
+            that `drl-build` has put into the bundle, "tensorrt-rtx" for those of TensorRT for RTX
+            alone. A number takes another GPU than the first, as "cuda:1".
         threads: Threads per graph; on a GPU, of what runs on the host.
 
     Raises:
@@ -46,4 +48,8 @@ def open_backend(bundle: Bundle, device: str = "cpu", threads: int | None = None
         from drl.runtime.backends.ort_cuda import open_ort_cuda  # what the CPU does without
 
         return open_ort_cuda(bundle, index, threads)
+    if kind.startswith("tensorrt"):
+        from drl.runtime.backends.tensorrt.opening import open_tensorrt  # likewise
+
+        return open_tensorrt(bundle, "tensorrt-rtx" if kind == "tensorrt-rtx" else None, index)
     return OrtBackend(bundle, threads=threads)

@@ -1,5 +1,7 @@
 """A bundle's TensorRT engines behind the `Backend` protocol."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from drl.runtime.backends.tensorrt.ranking import rank
 from drl.runtime.backends.tensorrt.sizes import kept_multiple
 from drl.runtime.backends.tensorrt.sources import Bridge, Encoder
 from drl.runtime.backends.tensorrt.tensors import by_name, expert_outputs, numpy_dtype
+from drl.runtime.errors import BackendError
 
 
 class TensorRTBackend:
@@ -116,17 +119,17 @@ class TensorRTBackend:
         self, tokens: Int64, lengths: Int32, budget: Float32, with_experts: bool = False
     ) -> Encoding:
         """See `Backend.encode`."""
-        with self.arrays.ordered():
+        with self._turn():
             return self._encoder.encode(tokens, lengths, budget, with_experts)
 
     def bridge(self, encoding: Encoding, path: int) -> CrossAttention:
         """See `Backend.bridge`."""
-        with self.arrays.ordered():
+        with self._turn():
             return self._bridges[path].prepare(encoding)
 
     def step(self, inputs: StepInputs) -> StepOutputs:
         """See `Backend.step`."""
-        with self.arrays.ordered():
+        with self._turn():
             pieces = self._pieces(inputs)
             if len(pieces) == 1:
                 return self._run(pieces[0], inputs)
@@ -147,6 +150,20 @@ class TensorRTBackend:
             decoder.clear()
         self._engines.close()
         self._device.close()
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Enter the stream, and do not leave with work under way that failed in the middle.
+
+        Copies may still go on from memory that is given back once the failure has been told.
+        """
+        with self.arrays.ordered():
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(BackendError):  # the failure under way says more
+                    self._device.synchronize()
+                raise
 
     def _pieces(self, inputs: StepInputs) -> list[Bound]:
         """What a step runs, the same as for the last one on this memory."""

@@ -15,14 +15,14 @@ from drl.runtime.bundle import Bundle
 
 
 def open_tensorrt(
-    bundle: Bundle, flavour: Flavour | None = None, device: Device | None = None
+    bundle: Bundle, flavour: Flavour | None = None, device: Device | int = 0
 ) -> TensorRTBackend:
     """Load a bundle's engines.
 
     Args:
         bundle: A loaded bundle.
         flavour: Of TensorRT; None takes the first one that is installed and has engines.
-        device: Where they run; None for the first GPU.
+        device: Where they run: the number of a GPU as CUDA counts them, or a device.
 
     Raises:
         BackendError: TensorRT is not installed, there is no GPU or no driver, there are no engines
@@ -35,7 +35,8 @@ def open_tensorrt(
         versions = installed_flavours()
         if not versions:
             import_library("tensorrt")  # says what is missing
-    device = open_gpu() if device is None else device
+    if isinstance(device, int):
+        device = open_gpu(device)
     folder = find_engines(bundle, flavour, device.compute_capability, versions)
     module = import_library(folder.manifest.flavour)
     return TensorRTBackend(Engines(bundle.manifest, folder, module, device))
