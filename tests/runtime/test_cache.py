@@ -8,12 +8,42 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drl.runtime.backends import CrossAttention
+from drl.runtime.backends import CrossAttention, HostRules, MemoryRules
+from drl.runtime.backends.cuda import CudaDevice
 from drl.runtime.cache import KVCache
 from drl.runtime.manifest import CacheInfo
+from tests.runtime.backends.fake_cupy import FakeCupy
 
 HEADS, WIDTH, LAYERS = 2, 3, 3
 INFO = CacheInfo(LAYERS, HEADS, WIDTH, "float32")
+
+
+class Rules(HostRules):
+    """What a backend may ask for beside what is needed: bound memory, and more slots than used."""
+
+    def __init__(self, device: bool, capacity: int | None = None, fewest: int = 1) -> None:
+        super().__init__(np.float32)
+        if device:
+            self.arrays = CudaDevice(FakeCupy(), 0).arrays
+        self.capacity = capacity
+        self.shrinks = capacity is None
+        self.kept_multiple = 8 if capacity is None else 16
+        self._fewest = fewest
+
+    def bucket(self, slots: int, width: int) -> int:
+        return max(slots, self._fewest)
+
+
+def on_host(cache: KVCache, block: Any) -> np.ndarray:
+    return cache._arrays.to_host(block)
+
+
+def on_device(cross: CrossAttention, rules: MemoryRules) -> CrossAttention:
+    def move(array: Any) -> Any:
+        return rules.arrays.from_host(array, "a test")
+
+    blocks = (tuple(map(move, blocks)) for blocks in (cross.keys, cross.values))
+    return CrossAttention(move(cross.bias), cross.lengths, *blocks, rules.arrays)
 
 
 def make_cross(lengths: list[int], layers: tuple[int, ...], padding: int = 0) -> CrossAttention:
@@ -68,10 +98,11 @@ def write_step(cache: KVCache, slots: list[Slot], layers: tuple[int, ...], seed:
     keys, values = cache.past()
     blocks = [block[layer] for layer in layers for block in (keys, values)]
     for index, past in enumerate(past for slot in slots for past in slot.past):
-        place = cache.lengths[index]
+        place = int(cache.lengths[index])
         for number, block in enumerate(blocks):
             entry = random.normal(size=(HEADS, WIDTH)).astype(np.float32)
-            block[index, :, place] = entry
+            with cache._arrays.ordered():
+                block[index, :, place : place + 1] = cache._arrays.from_host(entry[:, None], "")
             past[number] = np.concatenate([past[number], entry[:, None]], axis=1)
     cache.lengths[: cache.rows] += 1
 
@@ -90,6 +121,12 @@ def assert_holds(cache: KVCache, slots: list[Slot], layers: tuple[int, ...]) -> 
     assert bias.shape == (len(slots), cache.kept)
     for block in (bias, *keys, *values, *cross_keys, *cross_values):
         assert block.flags.c_contiguous
+    bias = on_host(cache, bias)
+    keys, values, cross_keys, cross_values = (
+        [on_host(cache, block) for block in blocks]
+        for blocks in (keys, values, cross_keys, cross_values)
+    )
+    for block in (bias, *keys, *values, *cross_keys, *cross_values):
         assert np.isfinite(block).all()
     for index, slot in enumerate(slots):
         kept = len(slot.bias)
@@ -120,15 +157,16 @@ actions = st.lists(
 class Script:
     """A cache and what it must hold, changed together."""
 
-    def __init__(self, layers: tuple[int, ...], width: int) -> None:
+    def __init__(self, layers: tuple[int, ...], width: int, rules: MemoryRules) -> None:
         self.layers = layers
-        self.cache = KVCache(INFO, layers, max_slots=12, max_capacity=100, width=width)
+        self.rules = rules
+        self.cache = KVCache(INFO, layers, 12, 100, width, rules)
         self.slots: list[Slot] = []
 
     def append(self, lengths: list[int], number: int) -> None:
         if lengths := lengths[: 12 - len(self.slots)]:
             cross = make_cross(lengths, self.layers, padding=number % 3)
-            self.cache.append(cross)
+            self.cache.append(on_device(cross, self.rules))
             self.slots += slots_of(cross, self.layers, self.cache.width)
 
     def step(self, count: int, number: int) -> None:
@@ -157,12 +195,22 @@ class Script:
         self.slots = []
 
 
+@pytest.mark.parametrize(
+    ("device", "capacity", "fewest"),
+    [(False, None, 1), (True, None, 1), (True, 100, 5)],
+    ids=["host", "device", "fixed"],
+)
 @settings(deadline=None)
 @given(actions, st.sampled_from([(0,), (0, 2), (0, 1, 2)]), st.integers(1, 4))
 def test_slots_keep_their_contents_through_every_change(
-    actions: list[tuple[str, Any]], layers: tuple[int, ...], width: int
+    device: bool,
+    capacity: int | None,
+    fewest: int,
+    actions: list[tuple[str, Any]],
+    layers: tuple[int, ...],
+    width: int,
 ) -> None:
-    script = Script(layers, width)
+    script = Script(layers, width, Rules(device, capacity, fewest))
     for number, (action, argument) in enumerate(actions):
         getattr(script, action)(argument, number)
         assert_holds(script.cache, script.slots, layers)
@@ -237,3 +285,45 @@ def test_more_slots_than_fit_are_a_mistake_of_the_caller() -> None:
     cache = KVCache(INFO, (0,), max_slots=2, max_capacity=64)
     with pytest.raises(ValueError, match="3 slots do not fit"):
         cache.append(make_cross([3] * 3, (0,)))
+
+
+def test_a_backend_may_fix_the_number_of_positions() -> None:
+    cache = KVCache(INFO, (0,), 8, 100, rules=Rules(False, capacity=80))
+    cache.append(make_cross([3], (0,)))
+    assert cache.capacity == 80
+    assert cache.kept == 16
+    assert not cache.reserve(80)
+    with pytest.raises(ValueError, match="81 positions do not fit into a cache of 80"):
+        cache.reserve(81)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_behind_the_rows_lies_memory_for_those_that_a_step_may_run_beside(width: int) -> None:
+    class Doubling(Rules):
+        def bucket(self, slots: int, width: int) -> int:
+            return 1 << (slots - 1).bit_length()
+
+    cache = KVCache(INFO, (0, 1), 5, 64, width, Doubling(False))
+    for slots in range(1, 6):
+        cache.append(make_cross([3], (0, 1)))
+        run = cache._rules.bucket(slots, width)
+        bias, _, cross_values = cache.cross()
+        _, values = cache.past()  # those of the last layer come last
+        for view, entries in ((values[1], run * width), (cross_values[1], run), (bias, run)):
+            whole = view
+            while whole.base is not None:
+                whole = whole.base
+            behind = view.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
+            stride = view.strides[0]
+            assert behind + entries * stride <= whole.nbytes
+        assert np.isfinite(cache._memory).all()
+        assert np.isfinite(cache._bias).all()
+
+
+def test_a_cache_that_does_not_shrink_keeps_its_addresses() -> None:
+    cache = KVCache(INFO, (0,), 32, 100, rules=Rules(False, capacity=100))
+    cache.append(make_cross([8] * 32, (0,)))
+    before = [block.ctypes.data for block in (cache.past()[0][0], *cache.cross()[1])]
+    cache.remove(list(range(1, 32)))
+    cache.append(make_cross([8] * 20, (0,)))
+    assert [b.ctypes.data for b in (cache.past()[0][0], *cache.cross()[1])] == before

@@ -36,6 +36,7 @@ class FakeStream:
         self.ptr = 4096
         self._cupy = cupy
         self.later: list[Callable[[], None]] = []
+        self.recorded: list[Callable[[], None]] | None = None
         self.waits = 0
 
     def __enter__(self) -> "FakeStream":
@@ -45,11 +46,39 @@ class FakeStream:
     def __exit__(self, *_: object) -> None:
         assert self._cupy.entered.pop() is self
 
+    def begin_capture(self) -> None:
+        assert self.recorded is None
+        self.recorded = []
+
+    def end_capture(self) -> "FakeGraph":
+        assert self.recorded is not None
+        graph, self.recorded = FakeGraph(self.recorded), None
+        return graph
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Do something in its turn, or record it."""
+        if self.recorded is None:
+            work()
+        else:
+            self.recorded.append(work)
+
     def synchronize(self) -> None:
+        assert self.recorded is None, "a stream must not be waited for while it records"
         self.waits += 1
         for work in self.later:
             work()
         self.later.clear()
+
+
+class FakeGraph:
+    """What was recorded of a stream."""
+
+    def __init__(self, recorded: list[Callable[[], None]]) -> None:
+        self._recorded = recorded
+
+    def launch(self, stream: FakeStream) -> None:
+        for work in self._recorded:
+            stream.do(work)
 
 
 class FakeArray:
@@ -250,8 +279,12 @@ class FakeCupy:
     def _copy(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
         (own,) = self.streams
         assert stream == own.ptr
-        if kind != TO_HOST:
-            ctypes.memmove(target, source, size)
-            return
-        now = ctypes.string_at(source, size)  # what is there when its turn comes
-        own.later.append(lambda: ctypes.memmove(target, now, size) and None)
+
+        def work() -> None:
+            if kind == TO_HOST:
+                now = ctypes.string_at(source, size)  # what is there when its turn comes
+                own.later.append(lambda: ctypes.memmove(target, now, size) and None)
+            else:
+                ctypes.memmove(target, source, size)
+
+        own.do(work)
