@@ -4,6 +4,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -11,8 +12,11 @@ import numpy as np
 
 from drl.plugins.native import Kernels, NativeLibraryError, find_library
 from drl.runtime import machine
-from drl.runtime.backends.ort import import_onnxruntime
+from drl.runtime.backends.cuda import import_cupy
+from drl.runtime.backends.ort_session import import_onnxruntime
+from drl.runtime.backends.tensorrt import library as tensorrt
 from drl.runtime.errors import BackendError
+from drl.runtime.gpu import GpuReport, find_gpus
 
 # Distribution names, with the extra that brings them.
 _LIBRARIES = {
@@ -25,7 +29,10 @@ _LIBRARIES = {
     "onnx": "drl[export]",
     "onnxscript": "drl[export]",
     "safetensors": "drl[export]",
-    "tensorrt": "",
+    "tensorrt": "drl[tensorrt]",
+    "tensorrt-rtx": "drl[rtx]",
+    "polygraphy": "drl[tensorrt] or drl[rtx]",
+    "cupy-cuda13x": "drl[cuda] or drl[tensorrt]",
 }
 
 
@@ -70,6 +77,7 @@ class Diagnosis:
     executable: str
     system: str
     processor: Processor
+    graphics: GpuReport
     libraries: tuple[Library, ...]
     native: BackendCheck
     backends: tuple[BackendCheck, ...]
@@ -81,18 +89,23 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at this machine. Takes a second at most; changes nothing."""
+    """Look at this machine. Takes seconds at most; changes nothing."""
+    graphics = find_gpus()
     return Diagnosis(
         python=platform.python_version(),
         executable=sys.executable,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=_processor(),
+        graphics=graphics,
         libraries=tuple(_library(name, extra) for name, extra in _LIBRARIES.items()),
         native=_check("native kernels", _try_native),
         backends=(
             _check("ONNX Runtime, CPU", _try_cpu),
             _check("ONNX Runtime, CUDA", _try_cuda),
-            _check("TensorRT", _try_tensorrt),
+            *(
+                _check(tensorrt.title(flavour), partial(_try_tensorrt, flavour, graphics))
+                for flavour in tensorrt.FLAVOURS
+            ),
         ),
     )
 
@@ -175,13 +188,26 @@ def _try_cuda() -> str:
             'in another environment, `pip install "drl[cuda]"`'
         )
     _negate(onnxruntime, "CUDAExecutionProvider")
-    raise BackendError("the GPU ran a graph, but this version of drl generates on the CPU only")
+    import_cupy()
+    return f"ran a graph with onnxruntime {onnxruntime.__version__} on the GPU"
 
 
-def _try_tensorrt() -> str:
-    if _library("tensorrt").version is None:
-        raise BackendError("tensorrt is not installed; it is optional, and comes from NVIDIA")
-    raise BackendError("tensorrt is installed, but this version of drl does not use it")
+def _try_tensorrt(flavour: tensorrt.Flavour, graphics: GpuReport) -> str:
+    """See whether a TensorRT library loads, and whether there is a GPU that it has engines for."""
+    library = tensorrt.import_library(flavour)
+    loaded = f"{tensorrt.version(library)} loads"
+    without_gpu = tensorrt.builds_without_gpu(flavour)
+    build = "; `drl-build --flavour rtx` builds engines for other machines" if without_gpu else ""
+    if not graphics.gpus:
+        raise BackendError(f"{loaded}, but {graphics.fault}{build}")
+    gpu = graphics.gpus[0]
+    if without_gpu and gpu.compute_capability not in (known := tensorrt.targets(library)):
+        raise BackendError(
+            f"{loaded}, but has no engines for the {gpu.name} of compute capability "
+            f"{gpu.compute_capability}, only for {', '.join(known)}{build}"
+        )
+    import_cupy()
+    return f"{loaded}, for the {gpu.name} of compute capability {gpu.compute_capability}"
 
 
 def _negate(onnxruntime: Any, provider: str) -> None:

@@ -9,6 +9,7 @@ import click
 
 from drl.runtime.commands.common import clean_errors, file_size, table
 from drl.runtime.diagnosis import BackendCheck, Diagnosis, Library, Processor, diagnose
+from drl.runtime.gpu import GpuReport
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,6 +32,7 @@ def _report(diagnosis: Diagnosis) -> str:
     system = [("python", diagnosis.python, diagnosis.executable), ("system", diagnosis.system, "")]
     sections = [
         ("System", table([*system, *_processor_rows(diagnosis.processor)])),
+        ("GPU", _graphics(diagnosis.graphics)),
         ("Libraries", table([_library_row(library) for library in diagnosis.libraries])),
         ("Kernels", _checks((diagnosis.native,))),
         ("Backends", _checks(diagnosis.backends)),
@@ -54,6 +56,17 @@ def _processor_rows(processor: Processor) -> list[tuple[str, str, str]]:
         free = f"{file_size(processor.available_memory)} available"
         rows.append(("memory", file_size(processor.memory), free))
     return rows
+
+
+def _graphics(graphics: GpuReport) -> str:
+    rows = [
+        (gpu.name, f"compute capability {gpu.compute_capability}", file_size(gpu.memory))
+        for gpu in graphics.gpus
+    ]
+    if graphics.driver is not None:
+        rows.insert(0, ("driver", f"CUDA {graphics.driver}", ""))
+    lines = [table(rows)] if rows else []
+    return "\n".join([*lines, graphics.fault] if graphics.fault else lines)
 
 
 def _library_row(library: Library) -> tuple[str, str, str]:

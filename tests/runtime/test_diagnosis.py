@@ -1,5 +1,6 @@
 """The diagnosis of a machine."""
 
+import re
 import sys
 from types import SimpleNamespace
 
@@ -8,7 +9,8 @@ import pytest
 
 from drl.plugins.native import NativeLibrary, NativeLibraryError
 from drl.runtime import diagnosis
-from drl.runtime.diagnosis import diagnose, tiny_model
+from drl.runtime.diagnosis import BackendCheck, diagnose, tiny_model
+from drl.runtime.gpu import Gpu, GpuReport
 from tests.plugins.native.sets import needs_library
 
 
@@ -101,8 +103,44 @@ def test_a_cuda_build_without_a_driver_is_told_apart(monkeypatch: pytest.MonkeyP
     assert "CUDAExecutionProvider did not start" in cuda.detail
 
 
-def test_an_installed_tensorrt_is_said_to_be_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+def check_of(name: str) -> BackendCheck:
+    return next(check for check in diagnose().backends if check.name == name)
+
+
+def test_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    found = check_of("TensorRT")
+    assert not found.works
+    assert found.detail == "TensorRT is not installed"
+    assert "drl[tensorrt]" in found.remedy
+
+
+def test_tensorrt_for_rtx_builds_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        diagnosis, "_library", lambda name, extra="": diagnosis.Library(name, "11.0", extra)
+        diagnosis, "find_gpus", lambda: GpuReport(None, (), "there is no NVIDIA driver")
     )
-    assert "does not use it" in diagnose().backends[2].detail
+    found = check_of("TensorRT for RTX")
+    assert not found.works
+    assert re.fullmatch(r"[\d.]+ loads, but there is no NVIDIA driver", found.detail)
+    assert "drl-build --flavour rtx" in found.remedy
+
+
+@pytest.mark.parametrize(("capability", "works"), [("8.9", True), ("9.0", False)])
+def test_tensorrt_for_rtx_works_on_gpus_that_it_builds_for(
+    monkeypatch: pytest.MonkeyPatch, capability: str, works: bool
+) -> None:
+    gpus = GpuReport("13.0", (Gpu("NVIDIA L4", capability, 1 << 34),))
+    monkeypatch.setattr(diagnosis, "find_gpus", lambda: gpus)
+    monkeypatch.setattr(diagnosis, "import_cupy", lambda: None)
+    found = check_of("TensorRT for RTX")
+    assert found.works == works
+    assert f"NVIDIA L4 of compute capability {capability}" in found.detail
+
+
+def test_tensorrt_needs_cupy_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = GpuReport("13.0", (Gpu("NVIDIA L4", "8.9", 1 << 34),))
+    monkeypatch.setattr(diagnosis, "find_gpus", lambda: gpus)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    found = check_of("TensorRT for RTX")
+    assert not found.works
+    assert "CuPy" in found.detail

@@ -5,7 +5,8 @@ They share an API. What one can and the other cannot is said here, and nowhere e
 
 import re
 from collections.abc import Mapping
-from importlib import import_module, metadata
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -78,15 +79,9 @@ def release(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text))
 
 
-def installed_version(flavour: Flavour) -> str | None:
-    """The version of an installed flavour by its package's data, without importing it, or None."""
-    names = (_MODULES[flavour], flavour, f"{flavour}-cu13", f"{flavour}-cu12")
-    for name in names:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+def default_flavour() -> Flavour:
+    """The flavour to use where none is named: the first that is installed, TensorRT before RTX."""
+    return next((name for name in FLAVOURS if find_spec(_MODULES[name])), FLAVOURS[0])
 
 
 def installed_flavours() -> dict[Flavour, str]:
