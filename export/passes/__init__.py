@@ -11,6 +11,7 @@ from drl.export.passes.expand_select_states import ExpandSelectStates
 from drl.export.passes.function_bodies import AppendFunctionBodies
 from drl.export.passes.inline_bodies import InlineBodies
 from drl.export.passes.lower_attention import LowerCachedAttention
+from drl.export.passes.quantize_linears import QuantizeLinears
 from drl.export.passes.rank_logits import RankLogits
 from drl.export.passes.specialise_path import SpecialisePath
 from drl.export.passes.split_routed_ffn import SplitRoutedFFN
@@ -26,6 +27,7 @@ __all__ = [
     "ExpandSelectStates",
     "InlineBodies",
     "LowerCachedAttention",
+    "QuantizeLinears",
     "RankLogits",
     "SpecialisePath",
     "SplitRoutedFFN",

@@ -1,87 +1,24 @@
 """Lower a bundle's canonical graphs to the form that TensorRT builds engines from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import (
-    CommonSubexpressionEliminationPass,
-    IdentityEliminationPass,
-    RemoveUnusedNodesPass,
-)
 
-from drl.export.passes import (
-    AppendFunctionBodies,
-    ExpandCachedAttention,
-    ExpandCrossAttention,
-    ExpandExpertCapacity,
-    ExpandRoutedFFN,
-    ExpandSelectStates,
-    InlineBodies,
-    RankLogits,
-    SpecialisePath,
-    SplitRoutedFFN,
-    StaticCache,
-    TypedPrecision,
-)
-from drl.export.passes.expand_select_states import THOUSANDTHS
+from drl.export.passes import AppendFunctionBodies, QuantizeLinears, TypedPrecision
+from drl.export.tensorrt.float32_form import LoweredGraph, LoweringOptions, lower_in_float32
+from drl.export.tensorrt.magnitudes import Magnitudes
+from drl.export.tensorrt.numeric_gate import HEADROOM, fits, sample_magnitudes
 from drl.export.tensorrt.weights_file import externalise
 from drl.runtime.bundle import Bundle
 from drl.runtime.errors import ExportError
-from drl.runtime.manifest import Manifest, PathInfo
+
+__all__ = ["LoweredGraph", "LoweringOptions", "lower_bundle"]
 
 HALF: Mapping[str, ir.DataType] = {
     "fp16": ir.DataType.FLOAT16,
     "bf16": ir.DataType.BFLOAT16,
 }
-PRECISIONS = ("fp16", "bf16", "fp8")
-
-
-@dataclass(frozen=True)
-class LoweringOptions:
-    """What to lower to.
-
-    Attributes:
-        precision: `fp16`, `bf16`, or `fp8`.
-        capacity: Positions C of the cache, static; None for the most that the model takes.
-        candidates: How many of the largest logits are told, c; at most V of them.
-        plugins: Whether experts run in the plugin operators, instead of standard ones.
-
-    Raises:
-        ExportError: A value is out of range.
-    """
-
-    precision: str = "fp16"
-    capacity: int | None = None
-    candidates: int = 64
-    plugins: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be lowered to."""
-        if self.precision not in PRECISIONS:
-            raise ExportError(
-                f"there is no precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}"
-            )
-        if self.capacity is not None and self.capacity < 1:
-            raise ExportError(f"the cache needs a capacity of at least 1, not {self.capacity}")
-        if self.candidates < 1:
-            raise ExportError(f"at least 1 candidate is ranked, not {self.candidates}")
-
-
-@dataclass(frozen=True)
-class LoweredGraph:
-    """A graph in the form of TensorRT.
-
-    Attributes:
-        name: `encoder`, `bridge.<path>` or `decoder.<path>`.
-        model: The graph; its weights are external.
-        path: Index of its path; None for the encoder, which all paths share.
-    """
-
-    name: str
-    model: ir.Model
-    path: int | None
 
 
 def lower_bundle(
@@ -106,8 +43,14 @@ def lower_bundle(
         ExportError: The model does not fit the options.
     """
     graphs = lower_in_float32(bundle, options, before)
-    for graph in graphs:
-        _type(graph.model, HALF[options.precision])
+    if options.precision == "fp8":
+        magnitudes = sample_magnitudes(bundle, options.plugins)
+        half = HALF["fp16" if fits(magnitudes, "fp16") else "bf16"]
+        for graph in graphs:
+            _run(graph.model, [TypedPrecision(half), _quantize(magnitudes, graph.name)])
+    else:
+        for graph in graphs:
+            _run(graph.model, [TypedPrecision(HALF[options.precision])])
     try:
         externalise([graph.model for graph in graphs], folder)
     except OverflowError as error:
@@ -116,94 +59,26 @@ def lower_bundle(
             "--precision bf16, which has the range of fp32"
         ) from None
     for graph in graphs:
+        _forget_sizes(graph.model)
+        AppendFunctionBodies()(graph.model)
         ir.save(graph.model, folder / f"{graph.name}.onnx")
     return graphs
 
 
-def lower_in_float32(
-    bundle: Bundle, options: LoweringOptions, before: Sequence[ir.passes.PassBase] = ()
-) -> list[LoweredGraph]:
-    """Lower every graph but for the precision; the weights stay where the bundle has them.
-
-    See `lower_bundle`.
-    """
-    manifest = bundle.manifest
-    encoder = _run(_load(bundle, "encoder"), [*before, *_encoder_passes(options), *_TIDY])
-    graphs = [LoweredGraph("encoder", encoder, None)]
-    for index, path in enumerate(manifest.paths):
-        bridge = _run(_load(bundle, "bridge"), [*before, *_bridge_passes(index, path), *_TIDY])
-        decoder = _run(
-            _load(bundle, "decoder"),
-            [*before, *_decoder_passes(manifest, index, options), *_TIDY],
-        )
-        _count_experts(decoder, path)
-        graphs.append(LoweredGraph(f"bridge.{path.name}", bridge, index))
-        graphs.append(LoweredGraph(f"decoder.{path.name}", decoder, index))
-    return graphs
+def _quantize(magnitudes: Magnitudes, name: str) -> QuantizeLinears:
+    """Make the pass for one graph; states that come from the encoder have its magnitudes."""
+    known = {"encoder_states": magnitudes["encoder"]["encoder_states"]} | dict(magnitudes[name])
+    return QuantizeLinears({tensor: HEADROOM * largest for tensor, largest in known.items()})
 
 
-def _count_experts(decoder: ir.Model, path: PathInfo) -> None:
-    """Tell how many experts a token has on this path, which the graph's outputs then know."""
-    for value in decoder.graph.outputs:
-        if (value.name or "").startswith("decoder_experts.") and value.shape is not None:
-            value.shape = ir.Shape([*value.shape[:2], path.experts_per_token])
+def _run(model: ir.Model, passes: Sequence[ir.passes.PassBase]) -> None:
+    ir.passes.Sequential(*passes)(model)
 
 
-def _load(bundle: Bundle, graph: str) -> ir.Model:
-    model = ir.load(bundle.canonical_file(graph))
-    model.functions.clear()
-    return model
-
-
-def _run(model: ir.Model, passes: Sequence[ir.passes.PassBase]) -> ir.Model:
-    return ir.passes.Sequential(*passes)(model).model
-
-
-_TIDY = (
-    IdentityEliminationPass(),
-    CommonSubexpressionEliminationPass(),  # layers repeat what they share, such as masks
-    RemoveUnusedNodesPass(),
-)
-
-
-def _encoder_passes(options: LoweringOptions) -> list[ir.passes.PassBase]:
-    return [*_routing(options, gather=False), InlineBodies(["PathScore"], "float32")]
-
-
-def _bridge_passes(index: int, path: PathInfo) -> list[ir.passes.PassBase]:
-    keep = round(path.keep_ratio * THOUSANDTHS)
-    return [SpecialisePath(index, path.layers), ExpandSelectStates(keep)]
-
-
-def _decoder_passes(
-    manifest: Manifest, index: int, options: LoweringOptions
-) -> list[ir.passes.PassBase]:
-    capacity = options.capacity or manifest.limits.max_target_length
-    candidates = min(options.candidates, manifest.limits.vocab_size)
-    return [
-        SpecialisePath(index, manifest.paths[index].layers),
-        StaticCache(capacity),
-        ExpandCachedAttention(),
-        ExpandCrossAttention(),
-        *_routing(options, gather=True),
-        RankLogits(candidates),
-    ]
-
-
-def _routing(options: LoweringOptions, *, gather: bool) -> list[ir.passes.PassBase]:
-    if options.plugins:
-        return [ExpandExpertCapacity(), SplitRoutedFFN(), InlineBodies(["GroupRoute"], "float32")]
-    return [
-        ExpandExpertCapacity(),
-        ExpandRoutedFFN(gather=gather),
-        InlineBodies(["GroupRoute", "ExpertRoute"], "float32"),
-    ]
-
-
-def _type(model: ir.Model, half: ir.DataType) -> None:
-    _run(model, [TypedPrecision(half), AppendFunctionBodies()])
-    kept = {*model.graph.inputs, *model.graph.outputs}
+def _forget_sizes(model: ir.Model) -> None:
+    """Leave the shapes of inner values to whoever reads the graph: some have names of their own."""
+    told = {*model.graph.inputs, *model.graph.outputs}
     for node in model.graph:
         for value in node.outputs:
-            if value not in kept:
+            if value not in told:
                 value.shape = None

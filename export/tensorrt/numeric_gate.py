@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from drl.export.tensorrt.lowering import LoweringOptions, lower_in_float32
+from drl.export.tensorrt.float32_form import LoweringOptions, lower_in_float32
 from drl.export.tensorrt.magnitudes import Magnitudes, measure
 from drl.runtime.bundle import Bundle
 from drl.runtime.errors import ExportError
@@ -35,11 +35,34 @@ def check_precision(bundle: Bundle, precision: str) -> None:
     """
     if precision not in _LARGEST:
         return
-    capacity = min(_CAPACITY, bundle.manifest.limits.max_target_length)
-    lowered = lower_in_float32(bundle, LoweringOptions(precision, capacity))
-    graphs = {graph.name: graph.model for graph in lowered}
-    magnitudes = measure(graphs, bundle.manifest, bundle.folder, capacity)
-    check_range(magnitudes, graphs, precision)
+    graphs = _small_graphs(bundle, plugins=False)
+    check_range(
+        measure(graphs, bundle.manifest, bundle.folder, _capacity(bundle)), graphs, precision
+    )
+
+
+def sample_magnitudes(bundle: Bundle, plugins: bool) -> Magnitudes:
+    """Find how far the values of a bundle's lowered graphs go, on sample inputs.
+
+    Raises:
+        BundleError: The bundle holds no canonical graphs.
+    """
+    graphs = _small_graphs(bundle, plugins)
+    return measure(graphs, bundle.manifest, bundle.folder, _capacity(bundle))
+
+
+def fits(magnitudes: Magnitudes, precision: str) -> bool:
+    """Whether all values lie well within the range of `precision`."""
+    return not _overflows(magnitudes, precision)
+
+
+def _small_graphs(bundle: Bundle, plugins: bool) -> dict[str, ir.Model]:
+    options = LoweringOptions(capacity=_capacity(bundle), plugins=plugins)
+    return {graph.name: graph.model for graph in lower_in_float32(bundle, options)}
+
+
+def _capacity(bundle: Bundle) -> int:
+    return min(_CAPACITY, bundle.manifest.limits.max_target_length)
 
 
 def check_range(magnitudes: Magnitudes, graphs: Mapping[str, ir.Model], precision: str) -> None:
@@ -53,15 +76,10 @@ def check_range(magnitudes: Magnitudes, graphs: Mapping[str, ir.Model], precisio
     Raises:
         ExportError: See `check_precision`.
     """
-    limit = _LARGEST[precision]
-    overflows = [
-        (magnitude, graph, tensor)
-        for graph, tensors in magnitudes.items()
-        for tensor, magnitude in tensors.items()
-        if magnitude * HEADROOM > limit
-    ]
+    overflows = _overflows(magnitudes, precision)
     if not overflows:
         return
+    limit = _LARGEST[precision]
     magnitude, graph, tensor = max(overflows)
     others = f", and {len(overflows) - 1} other tensors go too far" if overflows[1:] else ""
     raise ExportError(
@@ -70,6 +88,17 @@ def check_range(magnitudes: Magnitudes, graphs: Mapping[str, ir.Model], precisio
         f"of that is kept for other inputs{others}; build with --precision bf16, which has the "
         "range of fp32"
     )
+
+
+def _overflows(magnitudes: Magnitudes, precision: str) -> list[tuple[float, str, str]]:
+    """The tensors that go too far: how far, their graph, their name."""
+    limit = _LARGEST.get(precision, np.inf)
+    return [
+        (magnitude, graph, tensor)
+        for graph, tensors in magnitudes.items()
+        for tensor, magnitude in tensors.items()
+        if magnitude * HEADROOM > limit
+    ]
 
 
 def _describe(model: ir.Model, tensor: str) -> str:
