@@ -13,7 +13,7 @@ from drl.benchmarks.findings import CellResult
 from drl.benchmarks.markdown import Row, markdown_table, number
 from drl.benchmarks.measure import Settings, measure
 from drl.benchmarks.system import describe_machine, versions
-from drl.runtime.backends import open_backend
+from drl.runtime.backends import open_backend, parse_device
 from drl.runtime.backends.threads import count_threads
 from drl.runtime.bundle import Bundle
 from drl.runtime.costs import COSTS_NAME, FORMAT, FORMAT_VERSION
@@ -69,6 +69,7 @@ def calibrate(
     bundle: Bundle,
     threads: int | None = None,
     repeats: int = 5,
+    device: str = "cpu",
     progress: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Measure the paths of a bundle, write `costs.json` into it, and return a table of the fits.
@@ -77,10 +78,12 @@ def calibrate(
         bundle: The bundle, which is written to.
         threads: Threads of the backend; None leaves it to `count_threads`.
         repeats: Timed rounds.
+        device: What the backend runs on.
         progress: Told of every round.
     """
-    threads = count_threads(threads)
-    backend = open_backend(bundle, "cpu", threads)
+    kind, _ = parse_device(device)
+    threads = count_threads(threads if kind == "cpu" else threads or 1)
+    backend = open_backend(bundle, device, threads)
     try:
         cells = calibration_cells(bundle)
         measured = measure(bundle, backend, cells, Settings(repeats=repeats), progress)
@@ -94,7 +97,7 @@ def calibrate(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": "cpu",
+        "device": kind,
         "threads": threads,
         "machine": describe_machine(),
         "versions": versions(),

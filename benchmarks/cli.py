@@ -15,6 +15,7 @@ from drl.benchmarks.peers.comparison import check_comparable, compare
 from drl.benchmarks.peers.registry import PEERS
 from drl.benchmarks.run import run
 from drl.benchmarks.writing import check_outputs, write_outputs
+from drl.runtime.backends import parse_device
 from drl.runtime.bundle import Bundle
 from drl.runtime.commands.common import clean_errors
 
@@ -50,6 +51,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--repeats", type=click.IntRange(1), default=5, help="Timed rounds over all cells.")
 @click.option("--warm-up", type=click.IntRange(0), default=1, help="Rounds before them.")
+@click.option("--device", default="cpu", help="cpu, cuda, tensorrt or tensorrt-rtx; cuda:1.")
 @click.option(
     "--threads",
     type=click.IntRange(1),
@@ -95,6 +97,9 @@ def main(folder: Path, **options: Any) -> None:
     Combinations of batch, source length, new tokens, path and beams take turns. Prints Markdown.
     With --calibrate, measures instead what `budget_ms` of the runtime needs to know.
     """
+    kind, _ = parse_device(options["device"])  # a mistake is found before the bundle is read
+    if kind != "cpu" and options["checkpoint"] is not None:
+        raise BenchmarkError("other engines are compared on the CPU; leave out --device")
     outputs = [options[name] for name in ("json_file", "text_file", "html_file")]
     check_outputs(outputs, options["png_file"])
     bundle = Bundle.load(folder)
@@ -103,7 +108,8 @@ def main(folder: Path, **options: Any) -> None:
             raise BenchmarkError(
                 "--calibrate writes costs.json only; give it without outputs and comparison"
             )
-        click.echo(calibrate(bundle, options["threads"], options["repeats"], _progress))
+        given = options["threads"], options["repeats"], options["device"]
+        click.echo(calibrate(bundle, *given, progress=_progress))
         return
     given = options["paths"]
     paths = [] if given == "all" else [path.strip() for path in given.split(",")]
@@ -135,6 +141,7 @@ def main(folder: Path, **options: Any) -> None:
         cells,
         settings,
         threads=options["threads"],
+        device=options["device"],
         surroundings=not options["quick"],
         progress=_progress,
     )

@@ -1,4 +1,4 @@
-"""Loads a bundle and generates once: `python -m drl.benchmarks.cold_start BUNDLE THREADS 0|1 CELL`.
+"""Loads a bundle and generates once, as `python -m` with BUNDLE DEVICE THREADS 0|1 CELL.
 
 Nothing is imported here before the clock runs but what Python has itself.
 """
@@ -9,11 +9,12 @@ import time
 from typing import Any
 
 
-def main(folder: str, threads: int, verify: bool, described: dict[str, Any]) -> None:
+def main(folder: str, device: str, threads: int, verify: bool, described: dict[str, Any]) -> None:
     """Print times in milliseconds and sizes in bytes as JSON.
 
     Args:
         folder: The bundle.
+        device: What to run on.
         threads: Threads of the backend.
         verify: Whether to compare every file's SHA-256.
         described: Fields of the `Cell` to generate.
@@ -24,7 +25,7 @@ def main(folder: str, threads: int, verify: bool, described: dict[str, Any]) -> 
     imported = time.perf_counter()
     # Its rows are known before `Cell` is imported, which is no part of loading.
     rows = described["batch"] * described["beams"]
-    engine = Engine.from_bundle(folder, threads=threads, max_batch_size=rows, verify_hashes=verify)
+    engine = Engine.from_bundle(folder, device, threads, rows, verify_hashes=verify)
     loaded = time.perf_counter()
     from drl.benchmarks.cells import Cell, random_sources
     from drl.benchmarks.measure import config_of
@@ -47,4 +48,5 @@ def main(folder: str, threads: int, verify: bool, described: dict[str, Any]) -> 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1", json.loads(sys.argv[4]))
+    bundle, device, threads, verify, cell = sys.argv[1:]
+    main(bundle, device, int(threads), verify == "1", json.loads(cell))

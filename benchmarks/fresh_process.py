@@ -11,7 +11,9 @@ from drl.benchmarks.findings import FreshProcess
 from drl.benchmarks.subprocesses import run_module
 
 
-def measure_fresh(folder: Path, cell: Cell, threads: int, repeats: int = 3) -> FreshProcess:
+def measure_fresh(
+    folder: Path, cell: Cell, threads: int, device: str = "cpu", repeats: int = 3
+) -> FreshProcess:
     """Start `repeats` processes that load a bundle with its hashes checked, and as many without.
 
     The files are in the system's cache from the second process on, as they are for a server that
@@ -24,7 +26,7 @@ def measure_fresh(folder: Path, cell: Cell, threads: int, repeats: int = 3) -> F
     found: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for _ in range(repeats):
         for verify, results in found.items():
-            arguments = [folder, threads, int(verify), described]
+            arguments = [folder, device, threads, int(verify), described]
             results.append(run_module("drl.benchmarks.cold_start", arguments, threads))
 
     def median(name: str, verify: bool = True) -> float:

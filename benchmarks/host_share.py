@@ -110,14 +110,17 @@ def describe(costs: Sequence[Cost]) -> str:
 @click.option("--source", type=click.IntRange(1), default=64, show_default=True, help="Tokens.")
 @click.option("--new", type=click.IntRange(1), default=64, show_default=True, help="Tokens.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, tensorrt; cuda:1.")
 @click.option("--threads", type=click.IntRange(1), default=None, help="Threads of the backend.")
 @clean_errors
-def main(folder: Path, source: int, new: int, repeats: int, threads: int | None) -> None:
+def main(
+    folder: Path, source: int, new: int, repeats: int, device: str, threads: int | None
+) -> None:
     """Time steps of greedy, sampled and beam decoding of BUNDLE, and the host's share of them."""
     bundle = Bundle.load(folder)
     limits = bundle.manifest.limits
     source, new = min(source, limits.max_source_length), min(new, limits.max_target_length)
-    backend = open_backend(bundle, "cpu", threads)
+    backend = open_backend(bundle, device, threads)
     click.echo(f"{backend.name}; source {source}, {new} new tokens")
     click.echo(describe(measure(bundle, backend, source=source, new=new, repeats=repeats)))
 

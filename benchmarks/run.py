@@ -12,7 +12,7 @@ from drl.benchmarks.fresh_process import measure_fresh
 from drl.benchmarks.measure import Settings, measure
 from drl.benchmarks.system import describe_machine, versions
 from drl.benchmarks.work import Weight, count_work, read_weights
-from drl.runtime.backends import open_backend
+from drl.runtime.backends import open_backend, parse_device
 from drl.runtime.backends.threads import count_threads
 from drl.runtime.bundle import Bundle
 
@@ -23,6 +23,7 @@ def run(
     settings: Settings,
     *,
     threads: int | None = None,
+    device: str = "cpu",
     surroundings: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Run:
@@ -33,8 +34,9 @@ def run(
         cells: From `sweep`.
         settings: How.
         threads: Threads of the backend; None leaves it to `count_threads`.
+        device: What the backend runs on.
         surroundings: Whether to measure the machine's floor, load time and memory as well, in
-            processes of their own.
+            processes of their own. The floor is the processor's, so only the CPU has one.
         progress: Told of every stage.
 
     Raises:
@@ -42,18 +44,21 @@ def run(
         BackendError: The backend does not load the bundle.
     """
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    threads = count_threads(threads)
+    kind, _ = parse_device(device)
+    # On a GPU the host has little to do, and threads that wait for each other hold it up.
+    threads = count_threads(threads if kind == "cpu" else threads or 1)
     floor = fresh = None
     weights: list[Weight] = []
-    backend = open_backend(bundle, "cpu", threads)  # first, as it may refuse the bundle
+    backend = open_backend(bundle, device, threads)  # first, as it may refuse the bundle
     try:
         name = backend.name
-        if surroundings:
+        if surroundings and kind == "cpu":
             weights = read_weights(bundle)
             progress("the machine's floor")
             floor = measure_floor(threads)
+        if surroundings:
             progress("load time and memory")
-            fresh = measure_fresh(bundle.folder, cells[0], threads)
+            fresh = measure_fresh(bundle.folder, cells[0], threads, device)
         found = measure(bundle, backend, cells, settings, progress)
     finally:
         backend.close()

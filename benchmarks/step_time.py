@@ -10,12 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
+from drl.runtime.arrays import Array
 from drl.runtime.backends import Backend, StepInputs, open_backend
 from drl.runtime.bundle import Bundle
+from drl.runtime.cache import KVCache
 from drl.runtime.commands.common import clean_errors, table
 
 
@@ -83,34 +86,40 @@ def _step_inputs(
     tokens = generator.integers(0, manifest.limits.vocab_size, (rows, source), dtype=np.int64)
     lengths = np.full(rows, source, np.int32)
     encoding = backend.encode(tokens, lengths, np.ones(rows, np.float32))
-    cross = backend.bridge(encoding, path)
-    cache = manifest.cache
-
-    def blocks() -> tuple[np.ndarray, ...]:
-        return tuple(
-            generator.standard_normal(
-                (
-                    rows,
-                    cache.kv_heads,
-                    filled + 1 if i in manifest.paths[path].layers else 0,
-                    cache.head_dim,
-                )
-            ).astype(cache.dtype)
-            for i in range(cache.decoder_layers)
-        )
-
+    layers = manifest.paths[path].layers
+    cache = KVCache(manifest.cache, layers, rows, filled + 1, rules=backend)
+    cache.append(backend.bridge(encoding, path))
+    cache.reserve(filled + 1)
+    cache.lengths[:rows] = filled
+    past_keys, past_values = cache.past()
+    with backend.arrays.ordered():
+        for layer in layers:
+            for block in (past_keys[layer], past_values[layer]):
+                values = _random(generator, block.shape, backend.cache_dtype)
+                block[:] = backend.arrays.from_host(values, "random keys and values")
+    bias, cross_keys, cross_values = cache.cross()
     return StepInputs(
         path=path,
         tokens=np.zeros((rows, 1), np.int64),
-        lengths=np.full(rows, filled, np.int32),
+        lengths=cache.lengths[:rows],
         new_lengths=np.ones(rows, np.int32),
-        cross_bias=cross.bias,
-        cross_keys=cross.keys,
-        cross_values=cross.values,
-        past_keys=blocks(),
-        past_values=blocks(),
+        cross_bias=bias,
+        cross_keys=cross_keys,
+        cross_values=cross_values,
+        past_keys=past_keys,
+        past_values=past_values,
         candidates=1 if backend.ranks else 0,
     )
+
+
+def _random(
+    generator: np.random.Generator, shape: tuple[int, ...], dtype: "np.dtype[Any]"
+) -> Array:
+    """Random values as a cache holds them."""
+    values = generator.standard_normal(shape).astype(np.float32)
+    if dtype == np.uint16:  # bfloat16: the upper half of a float32
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(dtype)
 
 
 def describe(times: Sequence[StepTime]) -> str:
@@ -136,14 +145,21 @@ def describe(times: Sequence[StepTime]) -> str:
 @click.option("--source", type=click.IntRange(1), default=24, show_default=True, help="Tokens.")
 @click.option("--filled", type=click.IntRange(0), default=16, show_default=True, help="In cache.")
 @click.option("--repeats", type=click.IntRange(1), default=500, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, tensorrt; cuda:1.")
 @click.option("--threads", type=click.IntRange(1), default=None, help="Threads of the backend.")
 @clean_errors
 def main(
-    folder: Path, rows: int, source: int, filled: int, repeats: int, threads: int | None
+    folder: Path,
+    rows: int,
+    source: int,
+    filled: int,
+    repeats: int,
+    device: str,
+    threads: int | None,
 ) -> None:
     """Time single-token decoder steps of every path of BUNDLE, interleaved."""
     bundle = Bundle.load(folder)
-    backend = open_backend(bundle, "cpu", threads)
+    backend = open_backend(bundle, device, threads)
     click.echo(f"{backend.name}; {rows} rows, source {source}, cache {filled}")
     times = measure(bundle, backend, rows=rows, source=source, filled=filled, repeats=repeats)
     click.echo(describe(times))

@@ -39,7 +39,7 @@ class CostModel:
     """The costs of a bundle's paths on one device with a number of threads.
 
     Attributes:
-        device: What they were measured on.
+        device: The kind of device that they were measured on, such as "cuda".
         threads: Threads of the backend.
         paths: Name of a path to its cost.
     """
@@ -49,13 +49,19 @@ class CostModel:
     paths: Mapping[str, PathCost]
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, device: str = "cpu") -> Self:
         """Read the calibration of the bundle in `folder`.
 
+        Args:
+            folder: The bundle's.
+            device: The kind of device that it must be of.
+
         Raises:
-            BundleError: There is none, or it is damaged.
+            BundleError: There is none, it is damaged, or it is of another device.
         """
         remedy = f"run `drl-bench {folder} --calibrate`"
+        if device != "cpu":
+            remedy = f"{remedy[:-1]} --device {device}`"
         path = folder / COSTS_NAME
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
@@ -69,6 +75,11 @@ class CostModel:
         try:
             if (document["format"], document["format_version"]) != (FORMAT, FORMAT_VERSION):
                 raise BundleError(f"{path} is of another format; {remedy}")
+            if (found := str(document["device"])) != device:
+                raise BundleError(
+                    f"{path} says what paths cost on {found}, and this engine runs on {device}; "
+                    f"{remedy}"
+                )
             paths = {name: _path_cost(values) for name, values in document["paths"].items()}
             return cls(str(document["device"]), int(document["threads"]), paths)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from drl.runtime.arrays import Array
-from drl.runtime.backends import Backend, open_backend
+from drl.runtime.backends import Backend, open_backend, parse_device
 from drl.runtime.bundle import Bundle
 from drl.runtime.costs import CostModel, within_budget
 from drl.runtime.decoding import SequenceGroup
@@ -45,12 +45,17 @@ class Engine:
         backend: Runs the bundle's graphs.
         max_batch_size: Most sequences decoded at a time. Memory for the KV cache grows with the
             sequences that are running. A backend that takes fewer decodes as many as it takes.
+        device: What `backend` runs on, such as "cuda:1": times are predicted by a calibration of
+            the same kind of device.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, max_batch_size: int = 32) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, max_batch_size: int = 32, device: str = "cpu"
+    ) -> None:
         check_count("max_batch_size", max_batch_size)
         self._bundle = bundle
         self._backend = backend
+        self._device, _ = parse_device(device)
         file = bundle.tokenizer_file
         self._tokenizer = Tokenizer.load(file) if file else None
         if self._tokenizer and self._tokenizer.vocab_size > bundle.manifest.limits.vocab_size:
@@ -95,7 +100,7 @@ class Engine:
             BackendError: The device's library is missing, does not work or refuses the bundle.
         """
         bundle = Bundle.load(path, verify_hashes=verify_hashes)
-        return cls(bundle, open_backend(bundle, device, threads), max_batch_size)
+        return cls(bundle, open_backend(bundle, device, threads), max_batch_size, device)
 
     @property
     def bundle(self) -> Bundle:
@@ -403,8 +408,8 @@ class Engine:
 
     @functools.cached_property
     def _costs(self) -> CostModel:
-        """What paths cost on this machine, read when it is first asked for."""
-        return CostModel.load(self._bundle.folder)
+        """What paths cost on this machine's device, read when it is first asked for."""
+        return CostModel.load(self._bundle.folder, self._device)
 
     def _config(
         self, config: GenerationConfig | None, options: dict[str, Any]

@@ -5,7 +5,7 @@ Runtime on the CPU, `ort_cuda` on a GPU, and `opening` picks one for a device.
 """
 
 from drl.runtime.backends.memory import ArrayLibrary, HostRules, MemoryRules
-from drl.runtime.backends.opening import DEVICES, open_backend
+from drl.runtime.backends.opening import DEVICES, open_backend, parse_device
 from drl.runtime.backends.protocol import (
     Backend,
     CrossAttention,
@@ -27,4 +27,5 @@ __all__ = [
     "StepInputs",
     "StepOutputs",
     "open_backend",
+    "parse_device",
 ]

@@ -36,6 +36,7 @@ def main(
     path: str,
     budget: float,
     budget_ms: float | None,
+    device: str,
     threads: int | None,
     batch_size: int,
     no_hash_check: bool,
@@ -58,9 +59,8 @@ def main(
     if interactive and as_json:
         raise click.UsageError("--json needs TEXT; a terminal is answered in plain text")
     prompts = [] if source or interactive else _labelled(text) or list(_standard_input())
-    with Engine.from_bundle(
-        bundle, threads=threads, max_batch_size=batch_size, verify_hashes=not no_hash_check
-    ) as engine:
+    verify = not no_hash_check
+    with Engine.from_bundle(bundle, device, threads, batch_size, verify_hashes=verify) as engine:
         defaults = Defaults(
             given.options(engine), path, budget, experts, prefix_of(prefix), budget_ms
         )

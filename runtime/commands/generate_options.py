@@ -187,6 +187,7 @@ _SECTIONS = [
         _option("--path", default="auto", help="auto, or the name or index of a path."),
         _number("--budget", default=1.0, help="Largest path cost for auto, 0 to 1."),
         _number("--budget-ms", help="The same in milliseconds, as calibrated."),
+        _option("--device", default="cpu", help="cpu, cuda, tensorrt or tensorrt-rtx; cuda:1."),
         _integer("--threads", help="Threads [default: DRL_THREADS, or one per core]."),
         _integer("--batch-size", default=32, help="Most sequences at a time."),
         _flag("--no-hash-check", help="Trust the bundle's files to be unaltered."),

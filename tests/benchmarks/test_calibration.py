@@ -15,6 +15,7 @@ from drl.runtime import Engine
 from drl.runtime.bundle import Bundle
 from drl.runtime.costs import CostModel
 from tests.benchmarks.results_of import cell_result
+from tests.runtime.backends.fake_device import fake_backend
 
 
 def _result(source: int, new: int, total_ms: float) -> CellResult:
@@ -63,3 +64,16 @@ def test_a_calibrated_bundle_knows_what_its_paths_cost(tiny_bundle: Path, tmp_pa
     assert {"date", "machine", "versions", "batch"} <= document.keys()
     assert document["paths"]["full"]["cells"] == 9
     Engine.from_bundle(bundle).close()  # a bundle with costs is as good as before
+
+
+def test_a_calibration_says_which_kind_of_device_it_is_of(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    monkeypatch.setattr(
+        "drl.benchmarks.calibration.open_backend", lambda bundle, *_: fake_backend(bundle)
+    )
+    arguments = [str(bundle), "--calibrate", "--repeats", "1", "--device", "cuda:1"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert CostModel.load(bundle, "cuda").threads == 1

@@ -9,6 +9,9 @@ from click.testing import CliRunner
 from drl.benchmarks import floor
 from drl.benchmarks.cli import main
 from drl.benchmarks.findings import read_json
+from drl.runtime import Bundle
+from drl.runtime.backends.ort_device import OrtDeviceBackend
+from tests.runtime.backends.fake_device import fake_backend
 
 
 def test_everything_is_measured_and_written(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -116,3 +119,43 @@ def test_what_cannot_be_measured_is_refused_at_once(
     assert done.exit_code != 0
     assert message in done.output
     assert "round" not in done.output
+
+
+def test_a_device_is_measured_without_the_floor_of_the_processor(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_fake(bundle: Bundle, device: str, threads: int) -> OrtDeviceBackend:
+        opened.append((device, threads))
+        return fake_backend(bundle)
+
+    monkeypatch.setattr("drl.benchmarks.run.open_backend", open_fake)
+    monkeypatch.setattr("drl.benchmarks.run.measure_floor", lambda threads: pytest.fail("a floor"))
+    fresh = []
+    monkeypatch.setattr("drl.benchmarks.run.measure_fresh", lambda *given: fresh.append(given))
+    arguments = ["--device", "cuda:1", "--batch", "2", "--source", "8", "--new", "3"]
+    arguments += ["--beams", "1,2", "--repeats", "1", "--json", str(tmp_path / "a.json")]
+    done = CliRunner().invoke(main, [str(tiny_bundle), *arguments])
+    assert done.exit_code == 0, done.output
+    assert opened == [("cuda:1", 1)]
+    assert [given[-1] for given in fresh] == ["cuda:1"]
+    (run,) = json.loads((tmp_path / "a.json").read_text())["runs"]
+    assert run["backend"].endswith("Fake GPU (cuda:0)")
+    assert run["floor"] is None
+    assert len(run["cells"]) == 6
+    assert all(cell["step_ms"]["p50"] > 0 for cell in run["cells"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "tpu"], "there is no device 'tpu'"),
+        (["--device", "cuda", "--checkpoint", "."], "compared on the CPU; leave out --device"),
+    ],
+)
+def test_a_wrong_device_is_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(main, [str(tmp_path), *arguments])
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from drl.runtime import Engine
 from drl.runtime.costs import CostModel, PathCost
 from drl.runtime.errors import BundleError, RequestError
-from tests.runtime.toy import toy_engine
+from tests.runtime.toy import ToyBackend, toy_bundle, toy_engine
 
 NAMES = ("fast", "mid", "full")
 
@@ -108,3 +109,21 @@ def test_a_budget_without_calibration_says_how_to_make_one(tmp_path: Path) -> No
     with pytest.raises(BundleError, match="--calibrate"):
         engine.generate([[5]], budget_ms=5.0)
     engine.generate([[5]], max_new_tokens=2)  # which nobody needs who asks for none
+
+
+def test_times_of_another_device_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"cost on cpu, and this engine runs on cuda; .* cuda`"):
+        CostModel.load(write(tmp_path), "cuda")
+    CostModel.load(write(tmp_path, device="cuda"), "cuda")
+
+
+def test_an_engine_takes_the_times_of_its_own_kind_of_device(tmp_path: Path) -> None:
+    bundle = toy_bundle(write(tmp_path, device="cuda"), head=None)
+    options = {"max_new_tokens": 5, "budget_ms": 15}
+    with Engine(bundle, ToyBackend(bundle.manifest), device="cuda:1") as engine:
+        assert engine.generate([[5] * 10], **options)[0].path == "mid"
+    with (
+        Engine(bundle, ToyBackend(bundle.manifest)) as engine,
+        pytest.raises(BundleError, match="cost on cuda, and this engine runs on cpu; run `drl-b"),
+    ):
+        engine.generate([[5] * 10], **options)

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from drl.runtime import Engine, GenerationConfig, GenerationResult
+from drl.runtime import Bundle, Engine, GenerationConfig, GenerationResult
+from drl.runtime.backends.ort_device import OrtDeviceBackend
 from drl.runtime.commands.generate import main
+from tests.runtime.backends.fake_device import fake_backend
 from tests.runtime.commands.running import error_of, start_generate
 
 Run = Callable[..., Result]
@@ -262,3 +264,25 @@ def test_time_that_ran_out_is_told(run: Run) -> None:
     arguments = ["hello", "--min-new-tokens", "40", "--max-time", "1e-6"]
     assert run(*arguments, "-v").stdout.endswith(" ms, out of time]\n")
     assert json.loads(run(*arguments, "--json").stdout)["finish_reason"] == "time"
+
+
+def test_a_device_that_there_is_not_is_one_line(run: Run) -> None:
+    result = run("hello", "--device", "tpu")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: there is no device 'tpu'; this version runs on cpu, cu")
+
+
+def test_the_device_is_the_engine_s(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def open_fake(bundle: Bundle, device: str, threads: int | None) -> OrtDeviceBackend:
+        opened.append((device, threads))
+        return fake_backend(bundle)
+
+    arguments = ["hello", "--max-new-tokens", "9"]
+    expected = run(*arguments).stdout
+    monkeypatch.setattr("drl.runtime.engine.open_backend", open_fake)
+    ours = run(*arguments, "--device", "cuda:1")
+    assert ours.exit_code == 0, ours.output
+    assert opened == [("cuda:1", 1)]
+    assert ours.stdout == expected
