@@ -1,5 +1,6 @@
 """Give the decoder the largest logits as outputs, and scale its states instead of its logits."""
 
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -39,8 +40,7 @@ class RankLogits(ir.passes.InPlacePass):
         graph = model.graph
         head = _head(graph)
         assert head is not None
-        product = head.outputs[0]
-        expand(head, lambda op: _scaled_product(op, head))
+        (product,) = expand(head, partial(_scaled_product, head=head))
         outputs = {value.name: value for value in graph.outputs}
         logits = outputs["logits"]
         assert logits.shape is not None

@@ -18,13 +18,16 @@ _ANONYMOUS_LIMIT = 64
 """Elements up to which constants of the same contents become one."""
 
 
-def expand(node: ir.Node, trace: Trace, *, precision: str | None = None) -> None:
-    """Replace `node` by the nodes that `trace` adds, which take over its outputs.
+def expand(node: ir.Node, trace: Trace, *, precision: str | None = None) -> Sequence[ir.Value]:
+    """Replace `node` by the nodes that `trace` adds.
 
     Args:
         node: A node of the outermost graph.
         trace: Returns as many values as the node has outputs.
         precision: What the new nodes must compute in, whatever the rest of the graph does.
+
+    Returns:
+        What stands for the node's outputs now, under their names.
     """
     graph = node.graph
     assert isinstance(graph, ir.Graph)
@@ -35,6 +38,7 @@ def expand(node: ir.Node, trace: Trace, *, precision: str | None = None) -> None
         if precision is not None:
             added.metadata_props[PRECISION] = precision
     ir.convenience.replace_nodes_and_values(graph, node, [node], [], node.outputs, results)
+    return results
 
 
 def constant(
