@@ -20,7 +20,7 @@ Run = Callable[..., Result]
 # Parameters of the command that are no options of generation.
 OTHERS = {
     *("source", "target", "as_json", "stream", "verbose", "prefix", "experts"),
-    *("path", "budget", "budget_ms", "threads", "batch_size", "no_hash_check", "help"),
+    *("path", "budget", "budget_ms", "device", "threads", "batch_size", "no_hash_check", "help"),
 }
 
 
