@@ -65,15 +65,18 @@ class CudaArrays:
 
     def __init__(self, cupy: Any, index: int, stream: Any) -> None:
         self._cupy = cupy
-        self._device = cupy.cuda.Device(index)
         self._index = index
         self._stream = stream
 
     @contextlib.contextmanager
     def ordered(self) -> Iterator[None]:
         """See `ArrayLibrary.ordered`."""
-        with self._device, self._stream:
+        with self._device(), self._stream:
             yield
+
+    def _device(self) -> Any:
+        """The GPU. One object would keep what threads come back to in a list of them all."""
+        return self._cupy.cuda.Device(self._index)
 
     def zeros(self, shape: Sequence[int], dtype: DTypeLike, purpose: str) -> BackendArray:
         """See `ArrayLibrary.zeros`."""
@@ -131,7 +134,7 @@ class CudaArrays:
                 yield
         except self._cupy.cuda.memory.OutOfMemoryError as error:
             needed = math.prod(shape) * np.dtype(dtype).itemsize
-            free, total = self._device.mem_info
+            free, total = self._device().mem_info
             raise BackendError(
                 f"GPU {self._index} has no {megabytes(needed)} left for {purpose} "
                 f"({megabytes(free)} of {megabytes(total)} are free); {LESS_MEMORY}"
@@ -294,8 +297,8 @@ class CapturedWork:
 
 
 LESS_MEMORY = (
-    "lower max_batch_size (--batch) or the lengths of sources and results, or end other programs "
-    "on this GPU"
+    "lower max_batch_size (--batch-size) or the lengths of sources and results, or end other "
+    "programs on this GPU"
 )
 """What mends an error about the memory of a GPU."""
 
