@@ -116,7 +116,7 @@ class Lines:
         """Change the moving line."""
         if self.moving:
             width = shutil.get_terminal_size().columns - 1
-            click.echo(f"\r\x1b[K{text[:width]}", nl=False, err=True)
+            click.echo(f"\r\x1b[K{text[:width]}", nl=False, err=True, color=True)
 
     def _write(self, text: str) -> None:
         """Write a line that stays."""

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from drl.export import ExportOptions, export
-from drl.export.tensorrt import builder, plugins, wanted
+from drl.export.tensorrt import folder_build, plugins, wanted
 from drl.export.tensorrt.builder import build_engines
 from drl.export.tensorrt.engine_process import Built, EngineProcesses
 from drl.export.tensorrt.job import Job
@@ -320,6 +320,19 @@ def snapshot(bundle: Bundle) -> dict[str, bytes]:
     }
 
 
+def test_a_failure_names_a_size_of_heads_that_has_no_kernels(bundle: Bundle) -> None:
+    cache = dataclasses.replace(bundle.manifest.cache, head_dim=12)
+    odd = Bundle(bundle.folder, dataclasses.replace(bundle.manifest, cache=cache))
+    with pytest.raises(ExportError) as caught:
+        build(odd, processes=FakeProcesses(fail_at("decoder.full")))
+    assert "heads of 16 values and more, in steps of 8, and this model has heads of 12" in str(
+        caught.value
+    )
+    with pytest.raises(ExportError) as caught:
+        build(bundle, processes=FakeProcesses(fail_at("decoder.full")))
+    assert "heads" not in str(caught.value)
+
+
 def test_a_failure_keeps_the_gpus_that_are_done(bundle: Bundle) -> None:
     def fail(job: Job) -> None:
         if job.compute_capability == "12.0":
@@ -389,7 +402,7 @@ def test_a_disk_that_fills_up_is_an_error(bundle: Bundle, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(builder, "store", fail)
+    monkeypatch.setattr(folder_build, "store", fail)
     with pytest.raises(
         ExportError, match="No space left on device; nothing was changed, make room"
     ):
