@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import onnx_ir as ir
+
 from drl.export.tensorrt.engine_folder import open_engines
 from drl.export.tensorrt.engine_process import EngineProcesses
 from drl.export.tensorrt.folder_build import FolderBuild
@@ -28,6 +30,7 @@ def build_engines(
     *,
     processes: EngineProcesses | None = None,
     machine: GpuReport | None = None,
+    before: Sequence[ir.passes.PassBase] = (),
 ) -> BuildReport:
     """Build the engines of a bundle that are missing or stale, for every target.
 
@@ -40,6 +43,7 @@ def build_engines(
         progress: Is told what happens.
         processes: Build the engines; None starts one process for each.
         machine: The GPUs that are here; None asks the driver.
+        before: Passes over the canonical graphs as they are loaded, which may add outputs.
 
     Raises:
         BackendError: A library is missing.
@@ -52,13 +56,13 @@ def build_engines(
     library = _import(options.flavour)
     machine = find_gpus() if machine is None else machine
     targets = choose_targets(options, library, machine)
-    sizes = fit(options.sizes, bundle.manifest.limits)
+    sizes = fit(options.sizes, bundle.manifest.limits, bundle.manifest.cache)
     bundle.canonical_file("decoder")
     _check_paths(bundle, options.paths)
     processes = processes or EngineProcesses(time_limit=options.time_limit)
     with open_engines(bundle) as work:
         progress.stage("lowering the graphs")
-        lowering = lower(bundle, options, sizes, version(library), work)
+        lowering = lower(bundle, options, sizes, version(library), work, before)
         plans = [plan_folder(bundle, options, lowering.wanted, target) for target in targets]
         gate = "not needed"
         if any(plan.reasons for plan in plans):

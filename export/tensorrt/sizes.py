@@ -1,12 +1,15 @@
 """What sizes engines are built for: smallest, usual and largest of each named dimension."""
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from drl.runtime.backends.tensorrt.staging import ALIGNMENT
 from drl.runtime.errors import ExportError
-from drl.runtime.manifest import Limits
+from drl.runtime.manifest import CacheInfo, Limits
 
+_HALF = 2  # bytes of a key or a value
 _KEEP_DENOMINATOR = 1000  # keep ratios are whole thousandths
 _USUAL_BATCH, _MOST_BATCH = 8, 32
 _USUAL_SOURCE = 64
@@ -83,13 +86,21 @@ class Dimensions:
     capacity: int
 
 
-def fit(sizes: Sizes, limits: Limits) -> Dimensions:
+def fit(sizes: Sizes, limits: Limits, cache: CacheInfo) -> Dimensions:
     """Fill in defaults and hold sizes against a bundle's limits.
+
+    Args:
+        sizes: What was asked for.
+        limits: Of the bundle.
+        cache: Of the bundle; the rows of its cache must begin where TensorRT takes tensors.
 
     Raises:
         ExportError: Something does not fit; the message names everything.
     """
-    capacity = limits.max_target_length if sizes.capacity is None else sizes.capacity
+    step = _capacity_step(cache)
+    capacity = sizes.capacity
+    if capacity is None:
+        capacity = limits.max_target_length // step * step or limits.max_target_length
     batch = sizes.batch or Range(1, _USUAL_BATCH, _MOST_BATCH)
     source = sizes.source or _default(_USUAL_SOURCE, limits.max_source_length)
     new_tokens = sizes.new_tokens or _default(
@@ -100,6 +111,11 @@ def fit(sizes: Sizes, limits: Limits) -> Dimensions:
         faults.append(
             f"--cache {capacity} is not within 1 and the model's {limits.max_target_length} "
             "target positions"
+        )
+    elif capacity % step:
+        faults.append(
+            f"--cache {capacity} is no multiple of {step}, which TensorRT needs with "
+            f"{cache.kv_heads} heads of {cache.head_dim}"
         )
     elif new_tokens.max > capacity:
         faults.append(f"--new-tokens {new_tokens} exceeds the cache of {capacity} positions")
@@ -117,6 +133,12 @@ def fit(sizes: Sizes, limits: Limits) -> Dimensions:
 def kept_states(keep_ratio: float, length: int) -> int:
     """How many states of a source a path keeps: ⌈ρ·S⌉ in whole numbers, as the bridge counts."""
     return -(-round(keep_ratio * _KEEP_DENOMINATOR) * length // _KEEP_DENOMINATOR)
+
+
+def _capacity_step(cache: CacheInfo) -> int:
+    """What the positions of a cache must be a multiple of, for its rows to begin aligned."""
+    position = cache.kv_heads * cache.head_dim * _HALF
+    return ALIGNMENT // math.gcd(ALIGNMENT, position)
 
 
 def _default(usual: int, most: int) -> Range:

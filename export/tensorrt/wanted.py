@@ -1,6 +1,7 @@
 """Lowering a bundle, and working out which engines it should have."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +41,22 @@ class Lowering:
 
 
 def lower(
-    bundle: Bundle, options: BuildOptions, sizes: Dimensions, library_version: str, work: Path
+    bundle: Bundle,
+    options: BuildOptions,
+    sizes: Dimensions,
+    library_version: str,
+    work: Path,
+    before: Sequence[ir.passes.PassBase] = (),
 ) -> Lowering:
     """Lower the graphs of all paths to a folder in `work`.
+
+    Args:
+        bundle: Holds canonical graphs.
+        options: Precision, plugins and the like.
+        sizes: Of every named dimension.
+        library_version: Of the library that will build.
+        work: Gets a folder of graphs.
+        before: Passes over the canonical graphs.
 
     Raises:
         ExportError: The options do not fit the bundle.
@@ -53,7 +67,7 @@ def lower(
     plugins = takes_plugins(options.flavour) if options.plugins is None else options.plugins
     candidates = _candidates(options.candidates, bundle.manifest.limits.vocab_size)
     how = LoweringOptions(options.precision, sizes.capacity, candidates, plugins)
-    lowered = lower_bundle(bundle, how, folder)
+    lowered = lower_bundle(bundle, how, folder, before)
     digests = GraphDigests(folder)
     graphs = {graph.name: _want(bundle, graph, sizes, digests, plugins) for graph in lowered}
     used = {name for graph in graphs.values() for name in graph.plugins}

@@ -89,7 +89,9 @@ def decoder(capacity: int, candidates: int, seed: int) -> onnx.ModelProto:
     )
 
 
-def lower_small(bundle: Bundle, options: LoweringOptions, folder: Path) -> list[LoweredGraph]:
+def lower_small(
+    bundle: Bundle, options: LoweringOptions, folder: Path, before: object = ()
+) -> list[LoweredGraph]:
     """Stands for `lower_bundle`: as many graphs, of a few nodes each."""
     half = np.float16 if options.precision == "fp16" else np.float32
     graphs: list[tuple[str, onnx.ModelProto, int | None]] = [("encoder", linear("Relu"), None)]

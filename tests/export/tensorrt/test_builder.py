@@ -201,7 +201,7 @@ def test_an_unreadable_manifest_is_as_good_as_none(bundle: Bundle, content: str)
 def test_a_changed_graph_alone_is_built(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     build(bundle)
 
-    def lower_changed(bundle: Bundle, options: Any, folder: Path) -> Any:
+    def lower_changed(bundle: Bundle, options: Any, folder: Path, before: Any) -> Any:
         lowered = lower_small(bundle, options, folder)
         onnx.save(linear("Neg", seed=77), folder / "bridge.full.onnx")
         return lowered
@@ -427,6 +427,7 @@ def test_an_engine_without_an_input_of_its_graph_is_an_error(bundle: Bundle) -> 
         (change(targets=()), "there is no NVIDIA driver, so say which GPUs"),
         (change(targets=("9.0",)), "does not build for compute capability 9.0"),
         (change(sizes=Sizes(capacity=49)), "--cache 49"),
+        (change(sizes=Sizes(capacity=46)), "--cache 46 is no multiple of 4"),
         (change(candidates=61), "--candidates 61 is not within 1 and the vocabulary's 60"),
         (change(candidates=0), "--candidates 0"),
         (change(plugins=True), "takes no plugins"),
@@ -528,7 +529,7 @@ def test_real_engines_are_built_with_progress(bundle: Bundle) -> None:
 def test_a_real_graph_that_is_refused_names_operator_and_layer(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lower_unknown(bundle: Bundle, options: Any, folder: Path) -> Any:
+    def lower_unknown(bundle: Bundle, options: Any, folder: Path, before: Any) -> Any:
         lowered = lower_small(bundle, options, folder)
         onnx.save(linear("Foo"), folder / "encoder.onnx")
         return lowered

@@ -7,9 +7,10 @@ import pytest
 from drl.export.model.config import KEEP_DENOMINATOR
 from drl.export.tensorrt.sizes import Range, Sizes, fit, kept_states
 from drl.runtime.errors import ExportError
-from drl.runtime.manifest import Limits
+from drl.runtime.manifest import CacheInfo, Limits
 
 LIMITS = Limits(vocab_size=100, max_source_length=48, max_target_length=32)
+CACHE = CacheInfo(decoder_layers=4, kv_heads=2, head_dim=16, dtype="float32")
 
 
 def test_a_range_is_three_sizes_or_one() -> None:
@@ -32,7 +33,7 @@ def test_anything_else_is_no_range(text: str) -> None:
 
 
 def test_defaults_fit_the_bundle() -> None:
-    found = fit(Sizes(), LIMITS)
+    found = fit(Sizes(), LIMITS, CACHE)
     assert found.source == Range(1, 48, 48)
     assert found.new_tokens == Range(1, 16, 32)
     assert found.capacity == 32
@@ -41,7 +42,15 @@ def test_defaults_fit_the_bundle() -> None:
 
 
 def test_defaults_follow_a_smaller_cache() -> None:
-    assert fit(Sizes(capacity=4), LIMITS).new_tokens == Range(1, 4, 4)
+    assert fit(Sizes(capacity=4), LIMITS, CACHE).new_tokens == Range(1, 4, 4)
+
+
+def test_a_default_cache_begins_its_rows_where_tensorrt_takes_them() -> None:
+    odd = Limits(vocab_size=100, max_source_length=48, max_target_length=31)
+    assert fit(Sizes(), odd, CACHE).capacity == 28
+    wide = CacheInfo(decoder_layers=4, kv_heads=2, head_dim=64, dtype="float32")
+    assert fit(Sizes(), odd, wide).capacity == 31
+    assert fit(Sizes(capacity=7), odd, wide).capacity == 7
 
 
 @pytest.mark.parametrize(
@@ -55,12 +64,12 @@ def test_defaults_follow_a_smaller_cache() -> None:
     ],
 )
 def test_sources_follow_from_beams(batch: str, beams: str, sources: str) -> None:
-    found = fit(Sizes(batch=Range.parse(batch), beams=Range.parse(beams)), LIMITS)
+    found = fit(Sizes(batch=Range.parse(batch), beams=Range.parse(beams)), LIMITS, CACHE)
     assert str(found.sources) == sources
 
 
 def test_sources_can_be_said() -> None:
-    found = fit(Sizes(batch=Range(4, 8, 16), sources=Range(1, 2, 4)), LIMITS)
+    found = fit(Sizes(batch=Range(4, 8, 16), sources=Range(1, 2, 4)), LIMITS, CACHE)
     assert found.sources == Range(1, 2, 4)
 
 
@@ -69,6 +78,7 @@ def test_sources_can_be_said() -> None:
     [
         (Sizes(capacity=33), ["--cache 33", "32 target positions"]),
         (Sizes(capacity=0), ["--cache 0"]),
+        (Sizes(capacity=30), ["--cache 30 is no multiple of 4", "2 heads of 16"]),
         (Sizes(source=Range(1, 8, 49)), ["--source 1,8,49", "48 source positions"]),
         (Sizes(new_tokens=Range(1, 8, 33)), ["--new-tokens 1,8,33", "cache of 32"]),
         (Sizes(capacity=8, new_tokens=Range(1, 8, 9)), ["cache of 8"]),
@@ -80,7 +90,7 @@ def test_sources_can_be_said() -> None:
 )
 def test_what_does_not_fit_is_named_all_at_once(sizes: Sizes, fragments: list[str]) -> None:
     with pytest.raises(ExportError) as caught:
-        fit(sizes, LIMITS)
+        fit(sizes, LIMITS, CACHE)
     for fragment in fragments:
         assert fragment in str(caught.value)
 
