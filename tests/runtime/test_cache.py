@@ -323,7 +323,9 @@ def test_behind_the_rows_lies_memory_for_those_that_a_step_may_run_beside(width:
 def test_a_cache_that_does_not_shrink_keeps_its_addresses() -> None:
     cache = KVCache(INFO, (0,), 32, 100, rules=Rules(False, capacity=100))
     cache.append(make_cross([8] * 32, (0,)))
-    before = [block.ctypes.data for block in (cache.past()[0][0], *cache.cross()[1])]
+    before = cache._memory, cache._cross, cache._bias
     cache.remove(list(range(1, 32)))
     cache.append(make_cross([8] * 20, (0,)))
-    assert [b.ctypes.data for b in (cache.past()[0][0], *cache.cross()[1])] == before
+    assert all(
+        a is b for a, b in zip((cache._memory, cache._cross, cache._bias), before, strict=True)
+    )
