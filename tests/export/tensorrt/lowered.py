@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnxruntime
 
-from drl.runtime.manifest import PathInfo
+from drl.runtime.manifest import Manifest, PathInfo
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -39,6 +39,18 @@ class LoweredModel:
         self.bridges = [Session(folder / f"bridge.{path.name}.onnx") for path in paths]
         self.decoders = [Session(folder / f"decoder.{path.name}.onnx") for path in paths]
         self._kv_shape = kv_shape
+
+    @property
+    def capacity(self) -> int:
+        """C of the decoders' caches."""
+        return self._kv_shape[1]
+
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest, capacity: int | None = None) -> Self:
+        """Open the graphs that a bundle was lowered to in `folder`."""
+        cache, limits = manifest.cache, manifest.limits
+        slots = capacity or limits.max_target_length
+        return cls(folder, manifest.paths, (cache.kv_heads, slots, cache.head_dim))
 
     def encode(self, sources: Sequence[Sequence[int]], budget: float = 0.5) -> dict[str, Array]:
         """Run the encoder on token lists, padded to the longest."""
