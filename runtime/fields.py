@@ -61,8 +61,19 @@ class Fields:
         return value
 
     def number(self, name: str) -> float:
-        """An integer or a fraction."""
-        return float(self.get(name, (int, float), "a number"))
+        """An integer or a fraction, as far as a float goes."""
+        value = self.get(name, (int, float), "a number")
+        try:
+            return float(value)
+        except OverflowError:
+            raise self.document.wrong(self.at(name), "a number that floats reach", value) from None
+
+    def share(self, name: str) -> float:
+        """A number from 0 to 1."""
+        value = self.get(name, (int, float), "a number")
+        if not 0 <= value <= 1:
+            raise self.document.wrong(self.at(name), "a number from 0 to 1", value)
+        return float(value)
 
     def truth(self, name: str) -> bool:
         """A truth value."""

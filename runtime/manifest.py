@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from drl.runtime.errors import BundleError, shorten
+from drl.runtime.errors import BundleError, DrlError
+from drl.runtime.fields import Document, Fields
 
 FORMAT = "drl-bundle"
 FORMAT_VERSION = 1
@@ -127,55 +128,12 @@ class Manifest:
         return any(name.startswith(_QUANTISED) for name in names)
 
 
-class _Fields:
-    """A JSON object whose fields are read with a type check and an error naming the place."""
-
-    def __init__(self, value: object, place: str = "") -> None:
-        if not isinstance(value, dict):
-            raise _wrong(place or "the document", "an object", value)
-        self.items: dict[str, Any] = value
-        self.place = place
-
-    def get(self, name: str, kind: type, label: str) -> Any:
-        place = f"{self.place}.{name}" if self.place else name
-        if name not in self.items:
-            raise BundleError(f"bundle.json has no {place}; {REPAIR}")
-        value = self.items[name]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise _wrong(place, label, value)
-        return value
-
-    def integer(self, name: str, minimum: int = 0) -> int:
-        value: int = self.get(name, int, "an integer")
-        if value < minimum:
-            raise _wrong(f"{self.place}.{name}", f"at least {minimum}", value)
-        return value
-
-    def share(self, name: str) -> float:
-        """A number from 0 to 1."""
-        value = self.get(name, (int, float), "a number")  # type: ignore[arg-type]
-        if not 0 <= value <= 1:
-            raise _wrong(f"{self.place}.{name}", "a number from 0 to 1", value)
-        return float(value)
-
-    def text(self, name: str) -> str:
-        value: str = self.get(name, str, "a string")
-        return value
-
-    def array(self, name: str) -> list[Any]:
-        value: list[Any] = self.get(name, list, "an array")
-        return value
-
-    def object(self, name: str) -> "_Fields":
-        place = f"{self.place}.{name}" if self.place else name
-        return _Fields(self.get(name, dict, "an object"), place)
-
-
 REPAIR = "run `drl-export` again"
+_DOCUMENT = Document("bundle.json", REPAIR)
 
 
-def _wrong(place: str, label: str, value: object) -> BundleError:
-    return BundleError(f"bundle.json: {place} must be {label}, not {shorten(value)}; {REPAIR}")
+def _wrong(place: str, label: str, value: object) -> DrlError:
+    return _DOCUMENT.wrong(place, label, value)
 
 
 def _either(values: tuple[str, ...]) -> str:
@@ -184,7 +142,7 @@ def _either(values: tuple[str, ...]) -> str:
 
 def check_format(document: object) -> None:
     """Raise `BundleError` unless `document` is a bundle manifest this version can read."""
-    fields = _Fields(document)
+    fields = Fields(_DOCUMENT, document)
     if fields.items.get("format") != FORMAT:
         found = fields.items.get("format")
         raise BundleError(f"bundle.json is not a DRL bundle (format {found!r}, not {FORMAT!r})")
@@ -199,7 +157,7 @@ def check_format(document: object) -> None:
 def parse_manifest(document: object) -> Manifest:
     """Read a decoded `bundle.json`. Raises `BundleError` naming the first field that is wrong."""
     check_format(document)
-    root = _Fields(document)
+    root = Fields(_DOCUMENT, document)
     cache = root.object("cache")
     manifest = Manifest(
         format_version=root.integer("format_version"),
@@ -238,12 +196,12 @@ def parse_manifest(document: object) -> Manifest:
     return manifest
 
 
-def _integers(kind: type[T], fields: _Fields, names: tuple[str, ...], minimum: int) -> T:
+def _integers(kind: type[T], fields: Fields, names: tuple[str, ...], minimum: int) -> T:
     return kind(**{name: fields.integer(name, minimum) for name in names})
 
 
 def _path(value: object, index: int) -> PathInfo:
-    fields = _Fields(value, f"paths[{index}]")
+    fields = Fields(_DOCUMENT, value, f"paths[{index}]")
     layers = fields.array("layers")
     if not layers or any(isinstance(i, bool) or not isinstance(i, int) for i in layers):
         raise _wrong(f"paths[{index}].layers", "an array of decoder layer numbers", layers)
@@ -259,7 +217,7 @@ def _path(value: object, index: int) -> PathInfo:
     )
 
 
-def _router(root: _Fields) -> RouterInfo | None:
+def _router(root: Fields) -> RouterInfo | None:
     if root.items.get("path_router") is None:
         return None
     fields = root.object("path_router")
@@ -270,34 +228,34 @@ def _router(root: _Fields) -> RouterInfo | None:
     return RouterInfo(head=head, threshold=threshold)  # type: ignore[arg-type]
 
 
-def _graph(fields: _Fields) -> GraphInfo:
+def _graph(fields: Fields) -> GraphInfo:
     operators = fields.items.get("operators") or {}
     return GraphInfo(
         file=fields.text("file"),
         nodes=fields.integer("nodes"),
         inputs=_tensors(fields, "inputs"),
         outputs=_tensors(fields, "outputs"),
-        operators=_Fields(operators, f"{fields.place}.operators").items,
+        operators=Fields(_DOCUMENT, operators, f"{fields.place}.operators").items,
     )
 
 
-def _canonical(root: _Fields) -> dict[str, str]:
+def _canonical(root: Fields) -> dict[str, str]:
     if not root.items.get("canonical"):
         return {}
     fields = root.object("canonical")
     return {name: fields.text(name) for name in GRAPHS}
 
 
-def _tensors(fields: _Fields, name: str) -> tuple[TensorInfo, ...]:
+def _tensors(fields: Fields, name: str) -> tuple[TensorInfo, ...]:
     tensors = []
     for index, item in enumerate(fields.array(name)):
-        tensor = _Fields(item, f"{fields.place}.{name}[{index}]")
+        tensor = Fields(_DOCUMENT, item, f"{fields.place}.{name}[{index}]")
         shape = tuple(tensor.array("shape"))
         tensors.append(TensorInfo(tensor.text("name"), tensor.text("dtype"), shape))
     return tuple(tensors)
 
 
-def _files(fields: _Fields) -> dict[str, FileInfo]:
+def _files(fields: Fields) -> dict[str, FileInfo]:
     files = {}
     for name in fields.items:
         entry = fields.object(name)

@@ -65,6 +65,18 @@ def test_a_number_too_small_is_named() -> None:
         fields().integer("count", 4)
 
 
+@pytest.mark.parametrize("value", [-0.1, 1.5, 10**500])
+def test_a_share_lies_between_0_and_1(value: float) -> None:
+    assert Fields(DOCUMENT, {"x": 0.25}).share("x") == 0.25
+    with pytest.raises(BundleError, match="x must be a number from 0 to 1, not "):
+        Fields(DOCUMENT, {"x": value}).share("x")
+
+
+def test_a_number_that_no_float_holds_is_named() -> None:
+    with pytest.raises(BundleError, match="x must be a number that floats reach"):
+        Fields(DOCUMENT, {"x": 10**500}).number("x")
+
+
 def test_a_document_may_have_an_error_of_its_own() -> None:
     with pytest.raises(ConfigError, match=r"other\.json: the document must be an object"):
         Fields(Document("other.json", "mend it", ConfigError), [])
