@@ -28,7 +28,7 @@ class ForceRoutes(ir.passes.InPlacePass):
                 old = node.inputs[index]
                 assert old is not None
                 if name not in inputs:
-                    inputs[name] = _like(old, name)
+                    inputs[name] = _route_input(node, name)
                     model.graph.inputs.append(inputs[name])
                 if old is not inputs[name]:
                     node.replace_input_with(index, inputs[name])
@@ -61,11 +61,10 @@ def _layer(node: ir.Node) -> str:
     return found.group().replace("/", ".")
 
 
-def _like(value: ir.Value, name: str) -> ir.Value:
-    """Return a new value of the same type and shape, as far as those are known."""
+def _route_input(node: ir.Node, name: str) -> ir.Value:
+    """Return an input for a route that `node` reads; ids and gates have the shape of the ids."""
+    ids = next(node.inputs[i] for i, part in _route_places(node) if part == _ROUTE[0])
+    assert ids is not None
     dtype = ir.DataType.INT32 if name.endswith(_ROUTE[0]) else ir.DataType.FLOAT
-    return ir.Value(
-        name=name,
-        type=value.type or ir.TensorType(dtype),
-        shape=value.shape.copy() if value.shape is not None else ir.Shape([None, None, None]),
-    )
+    shape = ir.Shape([None, None, None]) if ids.shape is None else ids.shape.copy()
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)

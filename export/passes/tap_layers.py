@@ -21,7 +21,7 @@ class TapLayers(ir.passes.InPlacePass):
 
     A place is called after the module that ends there, as in `decoder.layers.1.cross_attention`;
     `encoder.embedding` are the states that the first layer reads. Which nodes are a sublayer's is
-    known from their namespaces. Inside a branch that the path skips, a place is `[0, 0, 0]`.
+    known from their namespaces. Inside a branch that the path skips, a place is `[0, 0, d]`.
 
     Args:
         places: Where; those of other graphs are passed over.
@@ -120,9 +120,18 @@ def _tell(value: ir.Value, name: str, main: ir.Graph, branches: dict[ir.Graph, i
         choice.resize_outputs(len(choice.outputs) + 1)
         inner, told = told, choice.outputs[-1]
         told.name = name if outer is main else f"{name}.{outer.name}"
-        told.type, told.shape = inner.type, ir.Shape([None, None, None])
+        told.type, told.shape = inner.type, _varying(inner.shape, name)
         graph = outer
     main.outputs.append(told)
+
+
+def _varying(shape: ir.Shape | None, name: str) -> ir.Shape:
+    """Return the shape of what a branch tells: `T.2` is the T of layer 2, 0 where it is skipped."""
+    layer = re.search(r"\.layers\.(\d+)", name)
+    if shape is None or layer is None:
+        return ir.Shape([None, None, None])
+    dims = (dim if isinstance(dim, int) else dim.value for dim in shape)
+    return ir.Shape([f"{dim}.{layer[1]}" if isinstance(dim, str) else dim for dim in dims])
 
 
 def _graphs(node: ir.Node) -> list[ir.Graph]:
@@ -131,7 +140,10 @@ def _graphs(node: ir.Node) -> list[ir.Graph]:
 
 
 def _copy(value: ir.Value, name: str) -> ir.Node:
-    node = ir.node("Identity", [value], name=name)
+    # Passes that remove copies would call an output of the graph by this name; the largest of one
+    # number is that number too.
+    kind = "Max" if value.is_graph_output() else "Identity"
+    node = ir.node(kind, [value], name=name)
     node.outputs[0].name = name
     node.outputs[0].type = value.type or ir.TensorType(ir.DataType.FLOAT)
     node.outputs[0].shape = value.shape.copy() if value.shape is not None else None
@@ -140,8 +152,10 @@ def _copy(value: ir.Value, name: str) -> ir.Node:
 
 def _nothing(like: ir.Value, name: str) -> ir.Node:
     assert like.dtype is not None
-    empty = ir.tensor(np.zeros((0, 0, 0), like.dtype.numpy()), dtype=like.dtype)
+    width = like.shape[2] if like.shape is not None else 0
+    shape = (0, 0, width if isinstance(width, int) else 0)
+    empty = ir.tensor(np.zeros(shape, like.dtype.numpy()), dtype=like.dtype)
     node = ir.node("Constant", [], {"value": empty}, name=name)
     node.outputs[0].name = name
-    node.outputs[0].type, node.outputs[0].shape = like.type, ir.Shape([0, 0, 0])
+    node.outputs[0].type, node.outputs[0].shape = like.type, ir.Shape(shape)
     return node

@@ -111,9 +111,10 @@ def lower_in_float32(
 
 
 def _count_experts(decoder: ir.Model, path: PathInfo) -> None:
-    """Tell how many experts a token has on this path, which the graph's outputs then know."""
-    for value in decoder.graph.outputs:
-        if (value.name or "").startswith("decoder_experts.") and value.shape is not None:
+    """Tell how many experts a token has on this path, which inputs and outputs then know."""
+    for value in (*decoder.graph.inputs, *decoder.graph.outputs):
+        named = (value.name or "").startswith(("decoder_experts.", "routes."))
+        if named and value.shape is not None:
             value.shape = ir.Shape([*value.shape[:2], path.experts_per_token])
 
 

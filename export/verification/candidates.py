@@ -1,13 +1,16 @@
 """The backends by name: how each is opened, as the runtime does and with passes over its graphs."""
 
 from drl.export.verification.candidate import Candidate
+from drl.export.verification.cuda import OrtCuda
 from drl.export.verification.graph_backend import GraphBackend
 from drl.export.verification.graph_runner import OrtRunner, OrtSettings, Passes
 from drl.export.verification.options import BACKENDS
+from drl.export.verification.tensorrt import TensorRT
 from drl.export.verification.tensorrt_form import TensorRTForm
 from drl.runtime.backends import Backend, open_backend
 from drl.runtime.backends.native import native_operators
 from drl.runtime.backends.ort_session import import_onnxruntime
+from drl.runtime.backends.tensorrt.library import FLAVOURS
 from drl.runtime.bundle import Bundle
 from drl.runtime.manifest import GRAPHS
 
@@ -56,5 +59,9 @@ class Portable(Candidate):
 
 def candidates(bundle: Bundle) -> dict[str, Candidate]:
     """Return every backend by name, in the order in which they are compared."""
-    found = {kind.name: kind(bundle) for kind in (OrtCpu, Portable, TensorRTForm)}
-    return {name: found[name] for name in BACKENDS if name in found}
+    found: list[Candidate] = [
+        *(kind(bundle) for kind in (OrtCpu, Portable, TensorRTForm, OrtCuda)),
+        *(TensorRT(bundle, flavour) for flavour in FLAVOURS),
+    ]
+    by_name = {candidate.name: candidate for candidate in found}
+    return {name: by_name[name] for name in BACKENDS}

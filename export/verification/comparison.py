@@ -1,19 +1,22 @@
 """Compare a backend with what the eager model computes: logits, predictions, routes and paths."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from drl.export.model import Route
+from drl.export.model.path_router import keep_counts
 from drl.export.parity import ROUTE_MARGIN, absolute_difference, relative_difference
-from drl.export.verification.report import Comparison, LayerRoutes, PathComparison
+from drl.export.verification.ranking import RankingCheck
+from drl.export.verification.report import Comparison, KeptStates, LayerRoutes, PathComparison
 from drl.export.verify import Expectation, encode, replay
 from drl.export.verify_quantized import compare_predictions
-from drl.runtime.arrays import Int32
+from drl.runtime.arrays import BackendArray, Int32
 from drl.runtime.backends import Backend, Encoding
+from drl.runtime.backends.memory import ArrayLibrary
 from drl.runtime.manifest import RouterInfo
 from drl.runtime.paths import choose_path
 
@@ -29,8 +32,9 @@ def compare_backend(
     Args:
         expected: What the eager model computes.
         backend: The graphs, loaded.
-        before: Makes the backend take the reference's routes in the next call. Its own are then
-            what it would have chosen, layer by layer, and a row that differs stays in.
+        before: Makes the backend take the reference's routes in the next call, and the states kept
+            are the reference's too. Its own are then what it would have chosen, layer by layer, and
+            a row that differs stays in.
     """
     encoded, config = expected.encoded, expected.config
     if before is not None:
@@ -39,7 +43,7 @@ def compare_backend(
     rows = None if before is not None else np.ones(len(encoded.lengths), bool)
     routes = RouteTally(config.expert_capacity)
     routes.add(encoded.routes, encoding.experts, rows)
-    states = to_torch(encoding)
+    states = host_floats(encoding.arrays, encoding.states)
     valid = encoded.source_mask if rows is None else encoded.source_mask & _column(rows)
     logits, same, choices = _compare_path_choices(expected, encoding, rows)
     paths = tuple(
@@ -56,10 +60,13 @@ def compare_backend(
     )
 
 
-def to_torch(encoding: Encoding) -> Tensor:
-    """Return encoder states as an fp32 tensor of the host, `[B, S, d]`."""
-    with encoding.arrays.ordered():
-        return torch.from_numpy(encoding.arrays.to_host(encoding.states)).float()
+def host_floats(arrays: ArrayLibrary, array: BackendArray) -> Tensor:
+    """Return floats of a backend as an fp32 tensor of the host; bfloat16 comes as its bits."""
+    with arrays.ordered():
+        found = np.ascontiguousarray(arrays.to_host(array))
+    if found.dtype == np.uint16:
+        return torch.from_numpy(found.view(np.int16)).view(torch.bfloat16).float()
+    return torch.from_numpy(found).float()
 
 
 @dataclass
@@ -158,7 +165,10 @@ def _compare_path(
     rows: np.ndarray | None,
     before: Before | None,
 ) -> PathComparison:
-    rows = None if rows is None else rows.copy()
+    kept, alike = _compare_kept(expected, encoding, path, rows)
+    rows = None if rows is None else rows & alike
+    if before is not None:
+        encoding = _with_saliency_of(expected, encoding)
     drift, routes, predictions = _Drift(), RouteTally(), []
     outcomes = replay(
         expected,
@@ -167,12 +177,17 @@ def _compare_path(
         path,
         before=lambda call: None if before is None else before(call.routes),
     )
+    ranking = RankingCheck(backend.ranks and before is None)
     for call, outputs in zip(expected.calls[path], outcomes, strict=True):
         routes.add(call.routes, outputs.experts, rows)
+        ranking.add(outputs)
         logits = torch.from_numpy(outputs.logits)
-        kept = slice(None) if rows is None else torch.from_numpy(rows)
-        drift.add(call.logits[kept], logits[kept])
+        left = slice(None) if rows is None else torch.from_numpy(rows)
+        drift.add(call.logits[left], logits[left])
         predictions.append(compare_predictions(call.logits, logits))
+    if count := ranking.candidates:
+        for index, outputs in enumerate(replay(expected, backend, encoding, path, count)):
+            ranking.compare(index, outputs)
     divergence, same, clear = (torch.cat(parts) for parts in zip(*predictions, strict=True))
     divergence = divergence.nan_to_num(nan=float("inf"))
     return PathComparison(
@@ -188,7 +203,40 @@ def _compare_path(
         clear=int(clear.sum()),
         clear_same=int((clear & same).sum()),
         routes=routes.layers(),
+        kept=kept,
+        ranking=ranking.largest,
     )
+
+
+def _compare_kept(
+    expected: Expectation, encoding: Encoding, path: int, rows: np.ndarray | None
+) -> tuple[KeptStates, np.ndarray]:
+    """Compare the states that a path keeps; return for each source whether they are the same."""
+    lengths, scores = expected.encoded.lengths, expected.encoded.scores
+    counted = np.ones(len(lengths), bool) if rows is None else rows
+    same = np.ones(len(lengths), bool)
+    if scores is None or encoding.saliency is None:
+        return KeptStates(int(counted.sum())), same
+    saliency = host_floats(encoding.arrays, encoding.saliency)
+    widest = 0.0
+    counts = keep_counts(lengths, expected.config.paths[path]).tolist()
+    for row, (length, count) in enumerate(zip(lengths.tolist(), counts, strict=True)):
+        one, two = scores.saliency[row, :length], saliency[row, :length]
+        order, found = (x.argsort(descending=True, stable=True) for x in (one, two))
+        same[row] = set(order[:count].tolist()) == set(found[:count].tolist())
+        if counted[row] and not same[row]:
+            lead = float(one[order[count - 1]] - one[order[count]])
+            widest = max(widest, lead / max(float(one.abs().max()), 1.0))
+    return KeptStates(int(counted.sum()), int((counted & ~same).sum()), widest), same
+
+
+def _with_saliency_of(expected: Expectation, encoding: Encoding) -> Encoding:
+    """Return the encoding with the reference's saliency, so that the same states are kept."""
+    scores, arrays = expected.encoded.scores, encoding.arrays
+    if scores is None or encoding.saliency is None:
+        return encoding
+    with arrays.ordered():
+        return replace(encoding, saliency=arrays.from_host(scores.saliency.numpy(), "saliency"))
 
 
 def _compare_path_choices(

@@ -14,6 +14,8 @@ from drl.runtime.backends.threads import choose_threads
 from drl.runtime.errors import BackendError
 
 Passes = Sequence[ir.passes.PassBase]
+Providers = tuple[tuple[str, Mapping[str, str]], ...]
+"""Execution providers with their options."""
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _TYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -57,7 +59,7 @@ class OrtSettings:
 
     label: str
     operators: Path | None = None
-    providers: tuple[tuple[str, Mapping[str, str]], ...] = (("CPUExecutionProvider", {}),)
+    providers: Providers = (("CPUExecutionProvider", {}),)
 
 
 class OrtRunner:

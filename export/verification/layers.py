@@ -17,7 +17,7 @@ from drl.export.model.decoder import CrossMemory
 from drl.export.model.dual_router import Encoded
 from drl.export.parity import relative_difference
 from drl.export.passes.tap_layers import EMBEDDING
-from drl.export.verification.comparison import RouteTally, to_torch
+from drl.export.verification.comparison import RouteTally, host_floats
 from drl.export.verification.eager_states import NORM, SUBLAYERS, EagerStates, forced_routes
 from drl.export.verification.graph_backend import GraphBackend
 from drl.export.verification.limits import Limits
@@ -139,7 +139,9 @@ def _compare_encoder(
         The backend's encoding; the same as the eager model's, for what comes after it; the errors.
     """
     encoding = encode(expected, backend)
-    given = _tensors(backend.states) | {f"encoder.{NORM}": to_torch(encoding)}
+    given = _tensors(backend.states) | {
+        f"encoder.{NORM}": host_floats(encoding.arrays, encoding.states)
+    }
     forced = {f"encoder.layers.{i}": ids for i, ids in encoding.experts.items()}
     inputs = expected.source, expected.encoded.lengths, expected.budget
     plain, own = EagerStates(), EagerStates(given)
@@ -153,8 +155,7 @@ def _compare_encoder(
     encoded = replace(encoded, states=given[f"encoder.{NORM}"])
     if encoded.scores is None or encoding.saliency is None or encoding.path_logits is None:
         return encoding, encoded, errors
-    with encoding.arrays.ordered():
-        saliency = torch.from_numpy(encoding.arrays.to_host(encoding.saliency)).float()
+    saliency = host_floats(encoding.arrays, encoding.saliency)
     mask, reference = encoded.source_mask, expected.encoded.scores
     assert reference is not None
     scores = encoded.scores
@@ -200,12 +201,11 @@ def _compare_bridge(
 ) -> CrossMemory:
     """Compare what the bridge made; return the backend's for the eager decoder."""
     arrays = cross.arrays
-    with arrays.ordered():
-        bias = torch.from_numpy(arrays.to_host(cross.bias)).float()
-        found = {
-            i: [torch.from_numpy(arrays.to_host(b[i])).float() for b in (cross.keys, cross.values)]
-            for i in own.path.layers
-        }
+    bias = host_floats(arrays, cross.bias)
+    found = {
+        i: [host_floats(arrays, blocks[i]) for blocks in (cross.keys, cross.values)]
+        for i in own.path.layers
+    }
     width = own.bias.shape[1]  # a backend may pad to more
     kept = torch.arange(width) < torch.from_numpy(cross.lengths)[:, None]
     errors.add(f"bridge.{_SELECTION}", own.bias[kept], plain.bias[kept], bias[:, :width][kept])

@@ -40,10 +40,27 @@ class LayerRoutes:
 
 
 @dataclass(frozen=True)
+class KeptStates:
+    """Which encoder states a path keeps by their saliency; all of them without a path router.
+
+    Attributes:
+        sources: Sources compared.
+        differ: How many of them keep other states.
+        widest: The largest lead, of the last saliency kept over the first one left out, where they
+            differ; relative to the largest saliency where that exceeds 1.
+    """
+
+    sources: int
+    differ: int = 0
+    widest: float = 0.0
+
+
+@dataclass(frozen=True)
 class PathComparison:
     """One path, over a prefill and cached steps after it.
 
-    Drift is of the rows that took the reference's routes so far; predictions are of all rows.
+    Drift is of the rows that kept the same states and took the reference's routes so far;
+    predictions are of all rows.
 
     Attributes:
         path: Its name.
@@ -58,6 +75,9 @@ class PathComparison:
         clear: Positions whose likeliest token leads by 0.1 in the reference.
         clear_same: How many of them have that token.
         routes: Of the decoder's sparse layers on the path.
+        kept: The encoder states that the decoder gets to see.
+        ranking: Largest difference of a normaliser or candidate from those of the backend's own
+            logits, relative likewise; infinite where candidates are not the likeliest tokens.
     """
 
     path: str
@@ -72,6 +92,8 @@ class PathComparison:
     clear: int
     clear_same: int
     routes: tuple[LayerRoutes, ...]
+    kept: KeptStates
+    ranking: float
 
 
 @dataclass(frozen=True)
@@ -110,12 +132,23 @@ class Comparison:
             if not path.positions:
                 found.append(
                     f"nothing is left to compare on path {path.path}: every row took other experts "
-                    "somewhere; --force-routes compares them all the same"
+                    "or states somewhere; --force-routes compares them all the same"
                 )
             elif not path.relative <= limits.logits:  # NaN fails
                 found.append(
                     f"logits of path {path.path} differ by {path.relative:.1e} "
                     f"(limit {limits.logits:.1e})"
+                )
+            if not path.ranking <= limits.logits:
+                found.append(
+                    f"normalisers or candidates of path {path.path} are not those of its logits: "
+                    f"they differ by {path.ranking:.1e} (limit {limits.logits:.1e})"
+                )
+            if path.kept.widest > limits.kept:
+                found.append(
+                    f"{path.kept.differ} of {path.kept.sources} sources keep other states on path "
+                    f"{path.path} where saliencies are clear, by up to {path.kept.widest:.1e} "
+                    f"(limit {limits.kept:.1e})"
                 )
         if not self.path_logits <= limits.logits:
             found.append(

@@ -73,6 +73,12 @@ def _comparison(found: Comparison) -> Iterator[str]:
     if found.routes:
         routes = ("experts of", "clear", "wrong", "near ties", "flipped", "widest margin")
         yield from _indented(table([routes, *map(_route_row, found.routes)], right=range(1, 6)))
+    for path in found.paths:
+        if path.kept.differ:
+            yield (
+                f"{_INDENT}{path.kept.differ} of {path.kept.sources} sources keep other states on "
+                f"path {path.path}, whose saliencies lead by {path.kept.widest:.1e} or less"
+            )
     line = f"encoder states differ by {found.encoder:.1e}"
     if found.path_choices:
         line += (
@@ -83,11 +89,10 @@ def _comparison(found: Comparison) -> Iterator[str]:
 
 
 def _path_row(path: PathComparison) -> tuple[str, ...]:
+    drift = (path.largest, path.mean, path.relative)
     return (
         path.path,
-        _size(path.largest),
-        _size(path.mean),
-        _size(path.relative),
+        *(_size(value) if path.positions else "–" for value in drift),
         _size(path.kl_mean),
         _size(path.kl_max),
         f"{path.same}/{path.all_positions}",
