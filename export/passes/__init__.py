@@ -8,6 +8,7 @@ from drl.export.passes.expand_cross_attention import ExpandCrossAttention
 from drl.export.passes.expand_expert_capacity import ExpandExpertCapacity
 from drl.export.passes.expand_routed_ffn import ExpandRoutedFFN
 from drl.export.passes.expand_select_states import ExpandSelectStates
+from drl.export.passes.force_routes import ForceRoutes
 from drl.export.passes.function_bodies import AppendFunctionBodies
 from drl.export.passes.inline_bodies import InlineBodies
 from drl.export.passes.lower_attention import LowerCachedAttention
@@ -16,6 +17,7 @@ from drl.export.passes.rank_logits import RankLogits
 from drl.export.passes.specialise_path import SpecialisePath
 from drl.export.passes.split_routed_ffn import SplitRoutedFFN
 from drl.export.passes.static_cache import StaticCache
+from drl.export.passes.tap_layers import TapLayers
 from drl.export.passes.typed_precision import TypedPrecision
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "ExpandExpertCapacity",
     "ExpandRoutedFFN",
     "ExpandSelectStates",
+    "ForceRoutes",
     "InlineBodies",
     "LowerCachedAttention",
     "QuantizeLinears",
@@ -32,5 +35,6 @@ __all__ = [
     "SpecialisePath",
     "SplitRoutedFFN",
     "StaticCache",
+    "TapLayers",
     "TypedPrecision",
 ]
