@@ -12,6 +12,7 @@ from drl.runtime.backends.device import Device
 from drl.runtime.backends.tensorrt.library import Flavour, title
 from drl.runtime.backends.tensorrt.manifest import EngineInfo, EngineOptions
 from drl.runtime.backends.tensorrt.messages import Messages
+from drl.runtime.backends.tensorrt.runtime_cache import RuntimeCache
 from drl.runtime.backends.tensorrt.staging import ALIGNMENT
 
 Shape = tuple[int, ...]
@@ -26,6 +27,7 @@ class Library:
         device: The contexts' device.
         options: What the engines were built with.
         command: Builds the engines anew.
+        cache: Keeps kernels that are compiled here; None where none are.
 
     Raises:
         BackendError: TensorRT does not start.
@@ -38,12 +40,14 @@ class Library:
         device: Device,
         options: EngineOptions,
         command: str,
+        cache: RuntimeCache | None = None,
     ) -> None:
         self.flavour = flavour
         self.module = module
         self.device = device
         self.messages = Messages(module, title(flavour))
         self.remedy = f"run `{command}`"
+        self.cache = cache
         self._options = options
         self._runtime = module.Runtime(self.messages.logger)
         if self._runtime is None:
@@ -114,10 +118,12 @@ class LoadedEngine:
     def _new_context(self, steps: bool) -> Any:
         module = self._library.module
         strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
-        if not captures_itself(self._library.flavour):
+        if not compiles_here(self._library.flavour):
             return self._engine.create_execution_context(strategy)
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
+        if self._library.cache is not None:
+            self._library.cache.attach(config)
         if steps:
             config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return self._engine.create_execution_context(config)
@@ -203,4 +209,9 @@ def captures_itself(flavour: Flavour) -> bool:
     TensorRT for RTX compiles kernels for the shapes that it meets while it runs, and puts them in
     the place of slower ones; a graph captured from outside would keep the slower ones for ever.
     """
+    return compiles_here(flavour)
+
+
+def compiles_here(flavour: Flavour) -> bool:
+    """Whether kernels are compiled where engines run, and are worth keeping."""
     return flavour == "tensorrt-rtx"

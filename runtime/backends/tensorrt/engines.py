@@ -6,6 +6,7 @@ from drl.runtime.backends.device import Device
 from drl.runtime.backends.limits import BackendLimits
 from drl.runtime.backends.tensorrt.contexts import Activations, Library, LoadedEngine
 from drl.runtime.backends.tensorrt.plan import Plan
+from drl.runtime.backends.tensorrt.runtime_cache import RuntimeCache
 from drl.runtime.backends.tensorrt.sizes import EngineSizes
 from drl.runtime.backends.tensorrt.store import EngineFolder
 from drl.runtime.manifest import Manifest
@@ -19,6 +20,7 @@ class Engines:
         folder: Engines that fit the bundle, the device and the library.
         module: The library.
         device: Where they run.
+        cache: Keeps kernels that are compiled here; None where none are.
 
     Attributes:
         manifest: The bundle's.
@@ -32,12 +34,20 @@ class Engines:
     """
 
     def __init__(
-        self, manifest: Manifest, folder: EngineFolder, module: Any, device: Device
+        self,
+        manifest: Manifest,
+        folder: EngineFolder,
+        module: Any,
+        device: Device,
+        cache: RuntimeCache | None = None,
     ) -> None:
         self.manifest = manifest
         self.sizes = EngineSizes.of(folder, manifest)
         described = folder.manifest
-        library = Library(described.flavour, module, device, described.options, folder.command)
+        library = Library(
+            described.flavour, module, device, described.options, folder.command, cache
+        )
+        self._cache = cache
         names = [path.name for path in manifest.paths]
 
         def load(name: str) -> LoadedEngine:
@@ -57,4 +67,6 @@ class Engines:
 
     def close(self) -> None:
         """Drop the engines, which frees their memory once nothing else holds it."""
+        if self._cache is not None:
+            self._cache.save()
         del self.encoder, self.bridges, self.decoders

@@ -3,6 +3,7 @@
 from drl.runtime.backends.cuda import open_gpu
 from drl.runtime.backends.device import Device
 from drl.runtime.backends.tensorrt.backend import TensorRTBackend
+from drl.runtime.backends.tensorrt.contexts import compiles_here
 from drl.runtime.backends.tensorrt.engines import Engines
 from drl.runtime.backends.tensorrt.library import (
     Flavour,
@@ -10,6 +11,7 @@ from drl.runtime.backends.tensorrt.library import (
     installed_flavours,
     version,
 )
+from drl.runtime.backends.tensorrt.runtime_cache import RuntimeCache, cache_file
 from drl.runtime.backends.tensorrt.store import find_engines
 from drl.runtime.bundle import Bundle
 
@@ -38,5 +40,7 @@ def open_tensorrt(
     if isinstance(device, int):
         device = open_gpu(device)
     folder = find_engines(bundle, flavour, device.compute_capability, versions)
-    module = import_library(folder.manifest.flavour)
-    return TensorRTBackend(Engines(bundle.manifest, folder, module, device))
+    described = folder.manifest
+    module = import_library(described.flavour)
+    cache = RuntimeCache(cache_file(described)) if compiles_here(described.flavour) else None
+    return TensorRTBackend(Engines(bundle.manifest, folder, module, device, cache))

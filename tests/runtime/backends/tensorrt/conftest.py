@@ -26,3 +26,17 @@ def small_engines(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
     )
     folder = tmp_path_factory.mktemp("engines") / "small"
     return build_fake(tiny_bundle, folder, candidates=8, sizes=sizes)
+
+
+@pytest.fixture(scope="session")
+def rtx_engines(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_engines`, of TensorRT for RTX."""
+    folder = tmp_path_factory.mktemp("engines") / "rtx"
+    return build_fake(tiny_bundle, folder, "tensorrt-rtx", candidates=8)
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache, for every test its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"

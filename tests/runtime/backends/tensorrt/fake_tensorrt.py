@@ -52,12 +52,36 @@ class CudaGraphs(enum.Enum):
     WHOLE_GRAPH_CAPTURE = 1
 
 
+class RuntimeCache:
+    """`IRuntimeCache`: here it holds how many contexts have been made with it."""
+
+    def __init__(self) -> None:
+        self.content = b""
+
+    def deserialize(self, content: bytes) -> bool:
+        if not content.startswith(b"kernels"):
+            return False
+        self.content = content
+        return True
+
+    def serialize(self) -> bytes:
+        return self.content
+
+
 class RuntimeConfig:
     """`IRuntimeConfig`."""
 
     def __init__(self) -> None:
         self.strategy = Strategy.STATIC
         self.cuda_graph_strategy = CudaGraphs.DISABLED
+        self.cache: RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
 
     def set_execution_context_allocation_strategy(self, strategy: Strategy) -> None:
         self.strategy = strategy
@@ -142,6 +166,8 @@ class Engine:
         strategy = how.strategy if isinstance(how, RuntimeConfig) else how
         assert strategy is Strategy.USER_MANAGED
         context = Context(self, config)
+        if config.cache is not None:
+            config.cache.content = config.cache.content or b"kernels of " + self.name.encode()
         self.library.contexts.add(context)
         return context
 

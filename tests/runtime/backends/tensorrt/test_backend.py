@@ -13,7 +13,7 @@ from drl.runtime import Engine, RequestError
 from drl.runtime.errors import BackendError
 from tests.models import random_prompts
 from tests.runtime.backends.tensorrt.agreement import assert_greedy_agrees, share_alike
-from tests.runtime.backends.tensorrt.fake_engines import Opened, build_fake, open_fake
+from tests.runtime.backends.tensorrt.fake_engines import Opened, open_fake
 from tests.runtime.backends.tensorrt.fake_tensorrt import CudaGraphs
 from tests.runtime.comparing import MODES
 
@@ -237,10 +237,9 @@ def test_a_closed_engine_gives_its_memory_back(opened: Opened) -> None:
 
 
 def test_the_flavour_that_captures_by_itself_is_asked_to_for_steps_and_nothing_else(
-    tiny_bundle: Path, exact: Engine, tmp_path: Path
+    rtx_engines: Path, exact: Engine
 ) -> None:
-    folder = build_fake(tiny_bundle, tmp_path / "rtx", "tensorrt-rtx", candidates=8)
-    opened = open_fake(folder, flavour="tensorrt-rtx")
+    opened = open_fake(rtx_engines, flavour="tensorrt-rtx")
     prefixes = [prompt[:3] for prompt in PROMPTS]
     engine = opened.engine(4)
     assert_greedy_agrees(exact, engine, PROMPTS, prefixes=prefixes, max_new_tokens=12)
