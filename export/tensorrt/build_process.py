@@ -16,8 +16,9 @@ from drl.export.tensorrt import timing_cache
 from drl.export.tensorrt.events import Events, open_monitor
 from drl.export.tensorrt.job import Job
 from drl.export.tensorrt.network import ParseError, configure, parse
+from drl.plugins.cuda.errors import CudaKernelError
 from drl.runtime.backends.tensorrt.library import import_library
-from drl.runtime.errors import DrlError
+from drl.runtime.errors import DrlError, ExportError
 
 _PATIENCE = 30.0  # seconds that a build may take to stop when nobody waits for it any more
 
@@ -52,7 +53,7 @@ def _build(job: Job, events: Events, stop: threading.Event) -> None:
     began = time.perf_counter()
     library = import_library(job.flavour)
     if job.plugins:
-        import_module("drl.plugins.cuda.trt").register(library)
+        _register_plugins(library)
     network = parse(library, job.graph, job.plugins, events)
     monitor = open_monitor(library, events, stop.is_set)
     config = configure(network, job, monitor)
@@ -77,6 +78,15 @@ def _build(job: Job, events: Events, stop: threading.Event) -> None:
         layers=network.network.num_layers,
         seconds=time.perf_counter() - began,
     )
+
+
+def _register_plugins(library: Any) -> None:
+    try:
+        import_module("drl.plugins.cuda.trt").register(library)
+    except (ImportError, CudaKernelError) as error:
+        raise ExportError(
+            f"the plugins cannot be made ({error}); mend that, or build with --no-plugins"
+        ) from error
 
 
 def _warn(events: Events, fault: str) -> None:

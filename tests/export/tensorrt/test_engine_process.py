@@ -15,6 +15,7 @@ from drl.export.tensorrt.engine_process import BuildStoppedError, EngineProcesse
 from drl.export.tensorrt.job import Job
 from drl.runtime.backends.tensorrt.manifest import EngineOptions, Shapes
 from drl.runtime.errors import ExportError
+from tests.export.tensorrt import rtx_as_tensorrt
 from tests.export.tensorrt.small_graphs import WIDTH, linear, model, tensor
 
 SHAPES = {"x": Shapes((1, 1, WIDTH), (2, 4, WIDTH), (4, 8, WIDTH))}
@@ -120,6 +121,16 @@ def test_a_profile_that_the_library_refuses_is_an_error(tmp_path: Path) -> None:
 def test_a_missing_library_is_told_as_it_is(tmp_path: Path) -> None:
     message = error_of(EngineProcesses(), make_job(tmp_path, linear(), flavour="tensorrt"))
     assert message.startswith("TensorRT is not installed; ")
+
+
+def test_plugins_that_cannot_be_made_say_how_to_do_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(rtx_as_tensorrt.install(tmp_path)))
+    job = make_job(tmp_path, linear(), flavour="tensorrt", plugins=True)
+    message = error_of(EngineProcesses(), job)
+    assert message.startswith("the plugins cannot be made (")
+    assert message.endswith("build with --no-plugins")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
