@@ -2,10 +2,15 @@
 // and, where they are more than that, the depth.
 #pragma once
 
+#include "config.cuh"
 #include "groups.cuh"
 #include "product.cuh"
 
 namespace drl {
+
+// Blocks that a multiprocessor has registers for: few rows leave some over, and then one block
+// reads memory while another finds its slots or sums up.
+constexpr int kResident = DRL_TILES == 1 ? 2 : 1;
 
 // kMatrices products at once (up and gate), each over kWarpRows · kTiles · 16 rows and kWarpColumns
 // tiles of columns.

@@ -38,23 +38,29 @@ __device__ inline unsigned subtract_halves(unsigned a, unsigned b) {
   return difference;
 }
 
-// 16 bytes that are read once: they are not kept in the first-level cache, and the second level
-// fetches whole lines.
-__device__ inline uint4 load_once(const void* address) {
-  uint4 v;
+// 16, 8 or 4 bytes that are read once: they are not kept in the first-level cache, and the second
+// level fetches whole lines.
+__device__ inline void load_once(unsigned (&words)[4], const void* address) {
   asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
       : "l"(address));
-  return v;
+}
+
+__device__ inline void load_once(unsigned (&words)[2], const void* address) {
+  asm("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
+      : "=r"(words[0]), "=r"(words[1])
+      : "l"(address));
+}
+
+__device__ inline void load_once(unsigned (&words)[1], const void* address) {
+  asm("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(words[0]) : "l"(address));
 }
 
 // 16 bytes that other warps read too.
-__device__ inline uint4 load_shared_data(const void* address) {
-  uint4 v;
+__device__ inline void load_often(unsigned (&words)[4], const void* address) {
   asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
       : "l"(address));
-  return v;
 }
 
 // c += a · b for a warp: a is 16 rows by 16, b is 16 by 8 columns, in the layout of the

@@ -19,12 +19,12 @@ __device__ inline void load_octet(float (&values)[kOctet], const F* weight, int 
   const F* address = weight + static_cast<long long>(k) * experts + first;
   if (aligned) {
     union {
-      uint4 vectors[sizeof(F) / 2];
+      unsigned words[sizeof(F) / 2][4];
       F elements[kOctet];
     } loaded;
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof(F)) / 2; ++i) {
-      loaded.vectors[i] = load_shared_data(reinterpret_cast<const char*>(address) + 16 * i);
+      load_often(loaded.words[i], reinterpret_cast<const char*>(address) + 16 * i);
     }
 #pragma unroll
     for (int i = 0; i < kOctet; ++i) values[i] = to_float(loaded.elements[i]);

@@ -28,6 +28,10 @@ __device__ inline float to_float(BFloat value) {
   return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
 }
 
+__device__ inline unsigned bits_of(Half value) { return value.bits; }
+__device__ inline unsigned bits_of(BFloat value) { return value.bits; }
+__device__ inline unsigned bits_of(Int8 value) { return static_cast<unsigned char>(value.value); }
+
 template <typename T>
 __device__ inline T from_float(float value);
 template <>

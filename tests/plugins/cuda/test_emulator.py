@@ -65,7 +65,7 @@ def test_lanes_exchange_values(tmp_path: Path) -> None:
         ("if (t != 3) y[t] = __shfl_xor_sync(kFullWarp, x[t], 1);\n (void)size;", "do not come"),
         ("y[t] = x[t + size];", "outside of all arrays"),
         ("y[t] = x[t]; if (t == 0) y[size] = 1;", "outside of all arrays"),
-        ("y[t] = __uint_as_float(load_once(x + 1).x); (void)size;", "unaligned"),
+        ("unsigned w[2]; load_once(w, x + 1); y[t] = __uint_as_float(w[0] + size);", "unaligned"),
         ("y[t] = __shfl_xor_sync(1u, x[t], 1); (void)size;", "a part of a warp"),
     ],
     ids=["barrier", "shuffle", "read", "write", "unaligned", "part of a warp"],

@@ -12,16 +12,12 @@
 #define __device__
 #define __global__
 #define __restrict__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 // In a section of its own, which is filled with rubbish before each block.
 #define __shared__ static __attribute__((section("drl_shared")))
 
 #define threadIdx (drl::emulation::current_thread())
 #define blockIdx (drl::emulation::current_block())
-
-struct uint4 {
-  unsigned x, y, z, w;
-};
 
 inline int min(int a, int b) { return a < b ? a : b; }
 
@@ -119,14 +115,18 @@ inline unsigned subtract_halves(unsigned a, unsigned b) {
   return result;
 }
 
-inline uint4 load_shared_data(const void* address) {
-  if (reinterpret_cast<std::uintptr_t>(address) % 16 != 0) emulation::fail("unaligned 16 bytes");
-  uint4 v;
-  std::memcpy(&v, address, 16);
-  return v;
+template <int kWords>
+inline void load_often(unsigned (&words)[kWords], const void* address) {
+  if (reinterpret_cast<std::uintptr_t>(address) % (4 * kWords) != 0) {
+    emulation::fail("an unaligned load");
+  }
+  std::memcpy(words, address, 4 * kWords);
 }
 
-inline uint4 load_once(const void* address) { return load_shared_data(address); }
+template <int kWords>
+inline void load_once(unsigned (&words)[kWords], const void* address) {
+  load_often(words, address);
+}
 
 // What the instruction computes, from the operands of all lanes; sums in the host's fp64.
 template <typename ToFloat>
