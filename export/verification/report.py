@@ -251,6 +251,13 @@ class BackendReport:
         """Whether everything is within the limits."""
         return not self.failures
 
+    @property
+    def flips_alone(self) -> bool:
+        """Whether experts or states that differ are all that is wrong: forced ones mend it."""
+        if self.forced is None or not self.free.failures(self.limits):
+            return False
+        return all(path.relative <= self.limits.logits for path in self.forced.paths)
+
     def _culprit(self, layers: LayerReport) -> str:
         part = layers.culprit(self.limits)
         assert part is not None

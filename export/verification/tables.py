@@ -57,6 +57,8 @@ def _backend(report: BackendReport) -> Iterator[str]:
     if report.forced is not None:
         yield f"{_INDENT}with the reference's routes:"
         yield from _comparison(report.forced)
+        if report.flips_alone:
+            yield f"{_INDENT}with the reference's routes the logits agree: only routes differ"
     if report.layers is not None:
         yield from _layers(report, report.layers)
     if report.passed:

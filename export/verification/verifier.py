@@ -19,6 +19,7 @@ from drl.export.verification.quantized import compare_rounded
 from drl.export.verification.reference import open_reference
 from drl.export.verification.report import BackendReport, Comparison
 from drl.export.verify import Expectation, Sample, expect
+from drl.runtime.backends import Backend
 from drl.runtime.bundle import Bundle
 from drl.runtime.errors import BackendError, DrlError
 
@@ -135,6 +136,7 @@ def _compare(
     precision = candidate.precision
     limits = _limits(precision, options)
     try:
+        _check_sizes(backend, expected)
         free = compare_backend(expected, backend)
     finally:
         backend.close()
@@ -149,6 +151,22 @@ def _compare(
 
         report = replace(report, layers=compare_layers(model, expected, tapped, limits))
     return report
+
+
+def _check_sizes(backend: Backend, expected: Expectation) -> None:
+    """Refuse inputs that a backend does not take. Raises `BackendError`."""
+    (rows, length), positions = expected.source.shape, expected.tokens[0].shape[1]
+    limits = backend.limits
+    for needed, limit, what, option in (
+        (rows, limits.rows, "sources", "--batch"),
+        (length, limits.source_length, "tokens of a source", "--source"),
+        (positions, limits.target_length, "positions", "--steps"),
+    ):
+        if limit is not None and needed > limit.most:
+            raise BackendError(
+                f"{backend.name} takes {limit.most} {what}, and the comparison has {needed}; give "
+                f"a smaller {option}, or {limit.remedy}"
+            )
 
 
 def _limits(precision: str, options: VerifyOptions) -> Limits:

@@ -9,6 +9,7 @@ import torch
 
 from drl.export.tensorrt.builder import build_engines
 from drl.export.tensorrt.options import BuildOptions
+from drl.export.tensorrt.sizes import Range, Sizes
 from drl.export.verification import verifier
 from drl.export.verification.candidate import Candidate
 from drl.export.verification.comparison import host_floats
@@ -18,6 +19,7 @@ from drl.export.verification.tensorrt import TensorRT, options_of
 from drl.runtime.backends.memory import HOST
 from drl.runtime.backends.tensorrt.manifest import EngineManifest
 from drl.runtime.bundle import Bundle
+from drl.runtime.errors import BackendError
 from tests.export.verification.damage import damaged, epsilon
 from tests.runtime.backends.tensorrt.fake_engines import (
     MACHINE,
@@ -96,6 +98,25 @@ def test_a_mistake_that_engines_were_built_with_is_named(
     part = report.layers.culprit(report.limits)
     assert part is not None
     assert (part.place, part.path) == ("decoder.layers.3.ffn", "fast")
+
+
+def test_a_comparison_that_engines_have_no_room_for_is_refused(
+    tiny_bundle: Path, device: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sizes = Sizes(new_tokens=Range(1, 4, 8), capacity=16)
+    engines = Bundle.load(build_fake(tiny_bundle, tmp_path / "engines", sizes=sizes))
+    monkeypatch.setattr(
+        verifier,
+        "candidates",
+        lambda b: {"tensorrt": TensorRT(b, "tensorrt", device.opened, build)},
+    )
+    message = (
+        r"takes 16 positions, and the comparison has 20; give a smaller --steps, or .*drl-build"
+    )
+    with pytest.raises(BackendError, match=message):
+        verifier.verify(engines, VerifyOptions(("tensorrt",), steps=16))
+    (report,) = verifier.verify(engines, VerifyOptions(("tensorrt",), steps=12)).backends
+    assert report.passed
 
 
 def test_engines_are_built_anew_for_the_same_sizes(engines: Path) -> None:

@@ -183,6 +183,7 @@ def test_a_router_that_chooses_others_is_told_from_drift(
     assert any("decoder.layers.3 takes other experts" in text for text in report.failures)
     assert "tokens to other experts" in report.failures[-1]
     # with the reference's routes nothing else is wrong: its own choices are what differs
+    assert report.flips_alone
     assert report.forced is not None
     for path in report.forced.paths:
         assert path.relative < report.limits.logits
@@ -198,6 +199,7 @@ def test_drift_without_flips_stays_with_forced_routes(tiny_bundle: Path, tmp_pat
     assert report.forced is not None
     assert report.forced.paths[0].relative > report.limits.logits
     assert not any("other experts" in text for text in report.failures)
+    assert not report.flips_alone
 
 
 def test_a_saliency_near_a_tie_keeps_other_states_and_its_row_leaves_the_comparison(
