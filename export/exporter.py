@@ -20,7 +20,7 @@ from drl.export.graph import emit_bridge, emit_decoder, emit_encoder
 from drl.export.model import DualRouterModel, ModelConfig
 from drl.export.options import DEFAULTS, ExportOptions, Precision
 from drl.export.parity import TOLERANCE, ParityReport
-from drl.export.passes import AppendFunctionBodies, LowerCachedAttention
+from drl.export.passes import AppendFunctionBodies, LowerCachedAttention, RankTokens
 from drl.export.quantization_report import Accuracy, QuantizationReport
 from drl.export.tokenizers import FoundTokenizer, find_tokenizer
 from drl.export.verify import Expectation, compare, expect
@@ -125,7 +125,7 @@ def lower(model: ir.Model, options: ExportOptions) -> ir.Model:
     passes: list[ir.passes.PassBase] = []
     decoder = model.graph.name == "decoder"
     if options.target == "ort-cpu" and decoder and not options.quantized:
-        passes.append(LowerCachedAttention())
+        passes += [LowerCachedAttention(), RankTokens()]
     passes.append(AppendFunctionBodies())
     return ir.passes.Sequential(*passes)(model).model
 

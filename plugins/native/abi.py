@@ -79,6 +79,19 @@ class Head(ctypes.Structure):
     )
 
 
+class FloatHead(ctypes.Structure):
+    """`drl_float_head`."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("rows", "depth", "columns")),
+        *((name, _POINTER) for name in ("x", "weight", "bias")),
+        ("factor", ctypes.c_float),
+        ("logits", _POINTER),
+        ("k", _SIZE),
+        *((name, _POINTER) for name in ("values", "ids", "normalisers")),
+    )
+
+
 class RoutedFfn(ctypes.Structure):
     """`drl_routed_ffn`."""
 
@@ -150,7 +163,10 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     },
     "drl_gather_rows": (ctypes.c_int, (_POINTER, _POINTER, _SIZE, _POINTER)),
 }
-_OPERATORS = ("linear", "head", "routed_ffn", "cached_attention", "cross_attention", "expert_route")
+_OPERATORS = (
+    *("linear", "head", "float_head", "routed_ffn"),
+    *("cached_attention", "cross_attention", "expert_route"),
+)
 for _name in _OPERATORS:
     _FUNCTIONS[f"drl_{_name}_workspace_bytes"] = (_SIZE, (_POINTER,))
     _FUNCTIONS[f"drl_{_name}_run"] = (ctypes.c_int, (_POINTER, Workspace, _POINTER))

@@ -160,14 +160,7 @@ class Kernels:
         x = _contiguous(x, np.float32)
         bias = _optional(bias)
         _expect("bias", bias, (weights.columns,))
-        if not 0 <= k <= weights.columns:
-            raise NativeLibraryError(f"k must be in [0, {weights.columns}], got {k}")
-        result = HeadResult(
-            np.empty((len(x), weights.columns), np.float32) if logits else None,
-            np.empty((len(x), k), np.float32),
-            np.empty((len(x), k), np.int32),
-            np.empty(len(x), np.float32),
-        )
+        result = _head_result(len(x), weights.columns, k, logits)
         kept = _Kept()
         call = abi.Head(
             _weights(weights, kept),
@@ -181,6 +174,41 @@ class Kernels:
             result.normalisers.ctypes.data,
         )
         self._run("head", call)
+        return result
+
+    def float_head(
+        self,
+        x: Float32,
+        weight: Float32,
+        k: int = 0,
+        bias: Float32 | None = None,
+        *,
+        factor: float = 1.0,
+        logits: bool = False,
+    ) -> HeadResult:
+        """The same as `head` for x `[M, K]` and a weight `[N, K]` of floats.
+
+        Raises:
+            NativeLibraryError: k is not in [0, N], or an array does not fit.
+        """
+        x, weight, bias = (
+            _contiguous(x, np.float32),
+            _contiguous(weight, np.float32),
+            _optional(bias),
+        )
+        columns, depth = weight.shape
+        _expect("x", x, (len(x), depth))
+        _expect("bias", bias, (columns,))
+        result = _head_result(len(x), columns, k, logits)
+        call = abi.FloatHead(
+            *(len(x), depth, columns),
+            *(abi.address(array) for array in (x, weight, bias)),
+            factor,
+            abi.address(result.logits),
+            k,
+            *(array.ctypes.data for array in (result.values, result.ids, result.normalisers)),
+        )
+        self._run("float_head", call)
         return result
 
     def routed_ffn(
@@ -420,6 +448,17 @@ def _rows(x: Float32, weights: "PackedWeights", norm: RmsNorm | None, kept: _Kep
     _expect("norm", np.asarray(norm.weight), (weights.depth,))
     scale = kept.address(norm.weight, np.float32)
     return abi.Rows(x.ctypes.data, len(x), scale, norm.epsilon)
+
+
+def _head_result(rows: int, columns: int, k: int, logits: bool) -> HeadResult:
+    if not 0 <= k <= columns:
+        raise NativeLibraryError(f"k must be in [0, {columns}], got {k}")
+    return HeadResult(
+        np.empty((rows, columns), np.float32) if logits else None,
+        np.empty((rows, k), np.float32),
+        np.empty((rows, k), np.int32),
+        np.empty(rows, np.float32),
+    )
 
 
 class _Threads:

@@ -8,6 +8,7 @@ from drl.plugins.ops.cross_attention import CROSS_ATTENTION
 from drl.plugins.ops.expert_capacity import EXPERT_CAPACITY
 from drl.plugins.ops.expert_route import EXPERT_ROUTE
 from drl.plugins.ops.group_route import GROUP_ROUTE
+from drl.plugins.ops.head import HEAD
 from drl.plugins.ops.library import OPERATORS, functions_for
 from drl.plugins.ops.operator import DOMAIN, VERSION, Operator
 from drl.plugins.ops.path_score import PATH_SCORE
@@ -29,6 +30,7 @@ __all__ = [
     "EXPERT_CAPACITY",
     "EXPERT_ROUTE",
     "GROUP_ROUTE",
+    "HEAD",
     "OPERATORS",
     "PATH_SCORE",
     "QUANTIZED_GATHER",

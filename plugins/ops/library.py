@@ -10,6 +10,7 @@ from drl.plugins.ops.cross_attention import CROSS_ATTENTION
 from drl.plugins.ops.expert_capacity import EXPERT_CAPACITY
 from drl.plugins.ops.expert_route import EXPERT_ROUTE
 from drl.plugins.ops.group_route import GROUP_ROUTE
+from drl.plugins.ops.head import HEAD
 from drl.plugins.ops.operator import DOMAIN, Operator
 from drl.plugins.ops.path_score import PATH_SCORE
 from drl.plugins.ops.quantized_gather import QUANTIZED_GATHER
@@ -37,6 +38,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             SELECT_STATES,
             CACHED_ATTENTION,
             CROSS_ATTENTION,
+            HEAD,
             QUANTIZED_LINEAR,
             QUANTIZED_PROJECTIONS,
             QUANTIZED_ROUTED_FFN,

@@ -10,11 +10,17 @@ from numpy.typing import NDArray
 from drl.plugins.ops import quantized_linear
 from drl.plugins.ops.operator import Operator
 from drl.plugins.ops.quantized_product import LAYOUT_ATTRIBUTE, weight_arguments
+from drl.plugins.ops.ranking import (
+    RANKED_OUTPUTS,
+    Ranked,
+    rank,
+    trace_ids,
+    trace_kept,
+    trace_values,
+)
 from drl.plugins.ops.schema import Argument, Attribute
 
 Float32 = NDArray[np.float32]
-
-_LOWEST = float(np.finfo(np.float32).min)
 
 
 def reference(
@@ -30,7 +36,7 @@ def reference(
     factor: float,
     epsilon: float,
     layout: int,
-) -> tuple[Float32, Float32, NDArray[np.int32], Float32]:
+) -> Ranked:
     """Logits (x̂ · Wᵀ) · factor + bias, the c largest of every row, and log Σ exp of the row.
 
     Of equal logits the one of the lowest id is first. NaN is below every number.
@@ -67,14 +73,7 @@ def reference(
     logits = products * np.float32(factor)
     if bias is not None:
         logits = logits + bias
-    count = int(candidates[0])
-    # A stable sort keeps equal ones in the order of their ids; NaN sorts behind all numbers.
-    order = np.argsort(-logits, axis=-1, kind="stable")
-    ids = order[..., :count].astype(np.int32)
-    values = np.take_along_axis(logits, ids, axis=-1)
-    largest = logits.max(axis=-1, keepdims=True)
-    normalisers = largest[..., 0] + np.log(np.exp(logits - largest).sum(axis=-1))
-    return logits if count == 0 else logits[..., :0], values, ids, normalisers
+    return rank(logits, int(candidates[0]))
 
 
 def body(
@@ -108,12 +107,11 @@ def body(
     logits = op.Mul(products, factor)
     if bias is not None:
         logits = op.Add(logits, bias)
-    kept = op.Where(op.Equal(candidates, 0), columns, 0)
-    ranks = op.Where(op.IsNaN(logits), -np.inf, op.Max(logits, _LOWEST))
-    _, ids = op.TopK(ranks, candidates, axis=-1, largest=1, sorted=1, _outputs=2)
+    assert candidates is not None
+    ids = trace_ids(op, logits, candidates)
     return (
-        op.Slice(logits, [0], kept, [2]),
-        op.GatherND(logits, op.Unsqueeze(ids, [3]), batch_dims=2),
+        trace_kept(op, logits, candidates, columns),
+        trace_values(op, logits, ids),
         op.Cast(ids, to=ir.DataType.INT32),
         op.ReduceLogSumExp(logits, [-1], keepdims=0),
     )
@@ -128,12 +126,7 @@ QUANTIZED_HEAD = Operator(
         Argument("bias", ir.DataType.FLOAT, ("N",), optional=True),
         Argument("candidates", ir.DataType.INT64, ("1",)),
     ),
-    outputs=(
-        Argument("logits", ir.DataType.FLOAT, ("B", "T", "N|0")),
-        Argument("values", ir.DataType.FLOAT, ("B", "T", "c")),
-        Argument("ids", ir.DataType.INT32, ("B", "T", "c")),
-        Argument("normalisers", ir.DataType.FLOAT, ("B", "T")),
-    ),
+    outputs=RANKED_OUTPUTS,
     attributes=(
         Attribute("columns", int, dimension="N"),
         Attribute("factor", float),

@@ -70,8 +70,11 @@ class OrtBackend(HostRules):
             self._open(bundle.graph_file(name), bundle.manifest.graphs[name]) for name in GRAPHS
         )
         self._step_inputs = names(bundle.manifest.graphs["decoder"].inputs)
-        self._ranks = "candidates" in self._step_inputs
-        check_sizes(bundle.manifest, self._encoder, self._decoder, self._ranks)
+        told = "candidates" in self._step_inputs
+        check_sizes(bundle.manifest, self._encoder, self._decoder, ranks=told)
+        # Without the kernels ONNX Runtime's own operators rank no faster than the host does, and
+        # fp32 products are as fast as ever.
+        self._ranks = told and (self._operators is not None or bundle.manifest.quantised)
         self._layers = range(bundle.manifest.cache.decoder_layers)
         self._encoder_experts = expert_outputs(bundle.manifest.graphs["encoder"], "encoder")
         self._decoder_experts = expert_outputs(bundle.manifest.graphs["decoder"], "decoder")
@@ -86,7 +89,7 @@ class OrtBackend(HostRules):
 
     @property
     def ranks(self) -> bool:
-        """Whether the decoder has the input `candidates`."""
+        """Whether the decoder has the input `candidates`, and is fast with it."""
         return self._ranks
 
     def encode(

@@ -1,7 +1,8 @@
-// What an instruction set brings for attention and routing: float loops, behind one table.
+// What an instruction set brings for attention, routing and a head of floats: float loops, behind
+// one table.
 //
-// Sums have a fixed order, and products are rounded before they are added, so all tables compute
-// the same bits.
+// Sums have a fixed order, and so has the rounding of products before they are added, so all tables
+// compute the same bits.
 #pragma once
 
 #include <cstddef>
@@ -31,6 +32,18 @@ struct AttentionHead {
   float scale;
 };
 
+// Consecutive columns of a head, in the order in which they are read.
+struct HeadColumns {
+  const float* weight;  // [count, depth]
+  const float* bias;    // [count], or null
+  float factor;
+  size_t depth;
+  size_t count;
+};
+
+// The most rows of a head that pass over its columns together.
+constexpr size_t kMostHeadRows = 8;
+
 struct AttentionKernels {
   // y = softmax(q · keysᵀ · scale + bias) · values for each query. They share every key and value
   // that is read, and come in the order of their slots, the fewest first.
@@ -42,6 +55,10 @@ struct AttentionKernels {
   // y[rows, stride] = x[rows, depth] · weight[depth, columns]; the rest of y's rows is left alone.
   void (*project)(const float* x, size_t rows, size_t depth, const float* weight, size_t columns,
                   float* y, size_t stride);
+
+  // y[rows, stride] = (x[rows, depth] · weightᵀ) · factor + bias, for kMostHeadRows rows at most;
+  // the rest of y's rows is left alone. Products are added without being rounded before.
+  void (*head)(const HeadColumns& columns, const float* x, size_t rows, float* y, size_t stride);
 
   // x[count] becomes its softmax; x has room up to a multiple of kFloatLanes.
   void (*softmax)(float* x, size_t count);

@@ -11,19 +11,21 @@
 
 // For this file only: the rest of the library must run on any processor.
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,fma")
 #endif
 
-#include "expert_route_loops.h"
+#include "float_loops.h"
 
 namespace drl {
 namespace {
 
 struct Avx2Vector {
   static constexpr size_t kRows = 1;  // four slots of two registers each, of 16
+  static constexpr size_t kHeadRows = 2;
+  static constexpr size_t kHeadColumns = 2;
 
   __m256 low;
   __m256 high;
@@ -52,6 +54,12 @@ struct Avx2Vector {
 
   [[gnu::always_inline]] static void prefetch(uintptr_t address) {
     _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
+  }
+
+  Avx2Vector in_register() const {
+    __m256 first = low, second = high;
+    __asm__("" : "+x"(first), "+x"(second));
+    return {first, second};
   }
 
   float total() const {
@@ -100,6 +108,10 @@ inline Avx2Vector operator+(const Avx2Vector& a, const Avx2Vector& b) {
 
 inline Avx2Vector operator*(const Avx2Vector& a, const Avx2Vector& b) {
   return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+}
+
+inline Avx2Vector multiply_add(const Avx2Vector& a, const Avx2Vector& b, const Avx2Vector& c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
 
 inline Avx2Vector maximum(const Avx2Vector& a, const Avx2Vector& b) {

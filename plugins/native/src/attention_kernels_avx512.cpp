@@ -25,13 +25,15 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
 #endif
 
-#include "expert_route_loops.h"
+#include "float_loops.h"
 
 namespace drl {
 namespace {
 
 struct Avx512Vector {
   static constexpr size_t kRows = 4;  // with four slots or columns: 16 sums of 32 registers
+  static constexpr size_t kHeadRows = 4;
+  static constexpr size_t kHeadColumns = 4;
 
   __m512 all;
 
@@ -45,6 +47,12 @@ struct Avx512Vector {
 
   [[gnu::always_inline]] static void prefetch(uintptr_t address) {
     _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
+  }
+
+  Avx512Vector in_register() const {
+    __m512 value = all;
+    __asm__("" : "+v"(value));
+    return {value};
   }
 
   float total() const {
@@ -83,6 +91,11 @@ inline Avx512Vector operator+(const Avx512Vector& a, const Avx512Vector& b) {
 
 inline Avx512Vector operator*(const Avx512Vector& a, const Avx512Vector& b) {
   return {_mm512_mul_ps(a.all, b.all)};
+}
+
+inline Avx512Vector multiply_add(const Avx512Vector& a, const Avx512Vector& b,
+                                 const Avx512Vector& c) {
+  return {_mm512_fmadd_ps(a.all, b.all, c.all)};
 }
 
 inline Avx512Vector maximum(const Avx512Vector& a, const Avx512Vector& b) {

@@ -1,5 +1,5 @@
 // Attention's loops for any processor. Slow, and what the others are tested against.
-#include "expert_route_loops.h"
+#include "float_loops.h"
 #include "lanes.h"
 
 namespace drl {
@@ -7,6 +7,8 @@ namespace {
 
 struct ScalarVector {
   static constexpr size_t kRows = 1;
+  static constexpr size_t kHeadRows = 1;
+  static constexpr size_t kHeadColumns = 1;
 
   float lanes[kFloatLanes];
 
@@ -32,6 +34,8 @@ struct ScalarVector {
   void store(float* y, size_t count) const { std::memcpy(y, lanes, count * sizeof(float)); }
 
   static void prefetch(uintptr_t) {}
+
+  const ScalarVector& in_register() const { return *this; }
 
   float total() const {
     float sums[kFloatLanes];
@@ -60,6 +64,15 @@ inline ScalarVector operator+(const ScalarVector& a, const ScalarVector& b) {
 inline ScalarVector operator*(const ScalarVector& a, const ScalarVector& b) {
   ScalarVector result;
   for (size_t i = 0; i < kFloatLanes; ++i) result.lanes[i] = a.lanes[i] * b.lanes[i];
+  return result;
+}
+
+inline ScalarVector multiply_add(const ScalarVector& a, const ScalarVector& b,
+                                 const ScalarVector& c) {
+  ScalarVector result;
+  for (size_t i = 0; i < kFloatLanes; ++i) {
+    result.lanes[i] = std::fma(a.lanes[i], b.lanes[i], c.lanes[i]);
+  }
   return result;
 }
 

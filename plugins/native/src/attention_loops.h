@@ -2,7 +2,9 @@
 // instruction set that includes them (see exponential.h).
 //
 // A Vector holds kFloatLanes floats. It has kRows, the rows of a tile that fit in registers, and
-// broadcast, load, store, +, *, maximum, prefetch and sums of its lanes, in the order of sum_tree.
+// kHeadRows and kHeadColumns, those of a head's tile; broadcast, load, store, +, *, multiply_add,
+// maximum, prefetch and sums of its lanes, in the order of sum_tree. in_register keeps a loaded one
+// where it is, while GCC would load it again for every product.
 #pragma once
 
 #include <cstring>

@@ -15,10 +15,11 @@ struct Named {
 constexpr Named kInstructionSets[] = {
     {"avx512vnni", DRL_ISA_AVX512VNNI}, {"avx2", DRL_ISA_AVX2}, {"scalar", DRL_ISA_SCALAR}};
 
-// The compiler's test asks CPUID, and XGETBV whether the system saves the wide registers.
+// The compiler's test asks CPUID, and XGETBV whether the system saves the wide registers. Processors
+// with AVX2 have fused multiply-adds, too, but for one family.
 bool has_avx2() {
 #if defined(__x86_64__) && defined(__GNUC__)
-  return __builtin_cpu_supports("avx2");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
   return false;
 #endif

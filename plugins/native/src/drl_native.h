@@ -147,6 +147,25 @@ DRL_EXPORT size_t drl_head_workspace_bytes(const drl_head* head);
 DRL_EXPORT drl_status drl_head_run(const drl_head* head, drl_workspace workspace,
                                    const drl_execution* execution);
 
+// The same with float weights as a model stores them: logits = (x · Wᵀ)·factor + bias. NaN and
+// infinity in a row go where arithmetic takes them.
+typedef struct drl_float_head {
+  size_t rows, depth, columns;
+  const float* x;       // [rows, depth]
+  const float* weight;  // [columns, depth]
+  const float* bias;    // [columns], or null
+  float factor;
+  float* logits;       // [rows, columns], or null: they are not written out
+  size_t k;            // as in drl_head
+  float* values;       // [rows, k]
+  int32_t* ids;        // [rows, k]
+  float* normalisers;  // [rows]
+} drl_float_head;
+
+DRL_EXPORT size_t drl_float_head_workspace_bytes(const drl_float_head* head);
+DRL_EXPORT drl_status drl_float_head_run(const drl_float_head* head, drl_workspace workspace,
+                                         const drl_execution* execution);
+
 // The feed-forward layer of experts: the operator drl.RoutedFFN with packed weights.
 //
 // y[t] = residual[t] + Σ_j gates[t,j] · down[e](act(up[e](x[t]))) with e = expert_ids[t,j], or with

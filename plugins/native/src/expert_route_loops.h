@@ -84,10 +84,5 @@ void project(const float* x, size_t rows, size_t depth, const float* weight, siz
   for_rows<Vector::kRows>(0, rows, ProjectTile<Vector>{x, depth, weight, columns, y, stride});
 }
 
-template <class Vector>
-constexpr AttentionKernels make_attention_kernels() {
-  return {attend<Vector>, project<Vector>, softmax<Vector>};
-}
-
 }  // namespace
 }  // namespace drl

@@ -17,6 +17,7 @@ from drl.plugins.ops.packing import (
 
 Float32 = NDArray[np.float32]
 _LANES = 64  # of a sum of squares
+_PRODUCT_LANES = 16  # of a sum of products of floats
 _CHUNK = 128  # columns whose exponentials are added up together
 
 
@@ -52,6 +53,23 @@ def linear(
             results.append(y if bias is None else y + bias.reshape(-1, weights.columns)[matrix])
         y = results[0] if len(results) == 1 else results[0] * results[1]
         return y if residual is None else y + residual
+
+
+def float_head(
+    x: Float32, weight: Float32, bias: Float32 | None = None, *, factor: float = 1.0
+) -> Float32:
+    """Logits of x `[M, K]` and float weights `[N, K]`: products are added up in lanes, fused."""
+    with np.errstate(all="ignore"):
+        lanes = np.zeros((len(x), len(weight), _PRODUCT_LANES), np.float32)
+        for first in range(0, x.shape[1], _PRODUCT_LANES):
+            part = slice(first, first + _PRODUCT_LANES)
+            rows, columns = x[:, None, part], weight[None, :, part]
+            width = rows.shape[-1]
+            lanes[..., :width] = _multiply_add(rows, columns, lanes[..., :width])
+            lanes[..., width:] += np.float32(0)
+        totals = _tree(lanes.reshape(-1, _PRODUCT_LANES)).reshape(len(x), len(weight))
+        logits = totals * np.float32(factor)
+        return logits if bias is None else logits + bias
 
 
 def largest(y: Float32, k: int) -> tuple[Float32, NDArray[np.int32]]:
@@ -104,6 +122,24 @@ def _normalizer(row: Float32) -> float:
         powers = _exponential(chunk - (most if np.isfinite(most) else np.float32(0)))
         total += float(_tree(powers[None])[0]) * float(_exponential(most[None] - top)[0])
     return float(top) + math.log(total)
+
+
+def _multiply_add(a: Float32, b: Float32, c: Float32) -> Float32:
+    """a · b + c, rounded once.
+
+    The product is exact in float64. Their sum is rounded to the neighbour whose last bit is 1, so
+    that the rounding to float32 that follows sees on which side of a tie it was (Boldo and
+    Melquiond, 2008).
+    """
+    product, addend = np.float64(a) * np.float64(b), np.broadcast_to(np.float64(c), c.shape)
+    total = product + addend
+    part = total - product
+    lost = (product - (total - part)) + (addend - part)
+    bits = total.view(np.int64)
+    inexact = np.isfinite(total) & (lost != 0) & (bits % 2 == 0)
+    away = (lost > 0) == (total > 0)
+    odd = np.where(inexact, bits + np.where(away, 1, -1), bits)
+    return odd.view(np.float64).astype(np.float32)
 
 
 def _tree(values: Float32) -> Float32:

@@ -1,4 +1,4 @@
-// Drives the linear, the head, the routed layer and the gather under the sanitizers for memory,
+// Drives the linear, the heads, the routed layer and the gather under the sanitizers for memory,
 // undefined behaviour and threads.
 //
 // Buffers are exactly as large as the interface asks for. Results are compared with a plain loop,
@@ -155,6 +155,49 @@ void check_head(drl_format format, size_t columns, size_t depth, size_t rows, si
   }
 }
 
+// A column that follows the last one is asked for ahead, and must not be read.
+void check_float_head(size_t columns, size_t depth, size_t rows, size_t k) {
+  const std::vector<float> x = draw(rows * depth), weight = draw(columns * depth);
+  const std::vector<float> bias = draw(columns);
+  const bool written = below(2) == 0;
+  std::vector<float> first_values, first_normalisers;
+  for (const drl_execution& execution : executions()) {
+    std::vector<float> values(rows * k), normalisers(rows), logits(rows * columns);
+    std::vector<int32_t> ids(rows * k);
+    drl_float_head call{};
+    call.rows = rows;
+    call.depth = depth;
+    call.columns = columns;
+    call.x = x.data();
+    call.weight = weight.data();
+    call.bias = bias.data();
+    call.factor = 0.5f;
+    call.logits = written ? logits.data() : nullptr;
+    call.k = k;
+    call.values = values.data();
+    call.ids = ids.data();
+    call.normalisers = normalisers.data();
+    Memory memory(drl_float_head_workspace_bytes(&call));
+    require(drl_float_head_run(&call, memory.workspace(), &execution) == DRL_OK, "float head");
+    if (first_normalisers.empty()) first_values = values, first_normalisers = normalisers;
+    require(same(values, first_values), "float head: the same values everywhere");
+    require(same(normalisers, first_normalisers), "float head: the same normalisers everywhere");
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const size_t row = i / k, id = static_cast<size_t>(ids[i]);
+      double sum = 0, size = 0;
+      for (size_t j = 0; j < depth; ++j) {
+        const double product = double{x[row * depth + j]} * weight[id * depth + j];
+        sum += product;
+        size += std::fabs(product);
+      }
+      require(std::fabs(values[i] - (sum * 0.5 + bias[id])) <= size * 1e-5 + 1e-5,
+              "float head: near the plain loop");
+      require((i + 1) % k == 0 || values[i] >= values[i + 1], "float head: the largest first");
+      require(!written || logits[row * columns + id] == values[i], "float head: values are logits");
+    }
+  }
+}
+
 void check_routed(size_t experts, size_t inner, size_t width, size_t tokens, size_t choices) {
   const drl_format format = any_format();
   const bool gated = below(2) == 0;
@@ -256,6 +299,28 @@ void check_refusals() {
     require(drl_linear_run(&call, memory.workspace(), &execution) == DRL_BAD_ARGUMENT,
             "an impossible argument");
   }
+  drl_float_head plain{};
+  plain.rows = plain.depth = 2;
+  plain.columns = 40;
+  plain.x = plain.weight = y.data();
+  plain.normalisers = normalisers.data();
+  Memory enough(drl_float_head_workspace_bytes(&plain));
+  Memory short_by_one(drl_float_head_workspace_bytes(&plain) - 1);
+  require(drl_float_head_run(&plain, short_by_one.workspace(), &execution) ==
+              DRL_WORKSPACE_TOO_SMALL,
+          "a workspace that is too small");
+  for (int odd = 0; odd < 6; ++odd) {
+    drl_float_head call = plain;
+    if (odd == 0) call.depth = 0;
+    if (odd == 1) call.columns = 0;
+    if (odd == 2) call.x = nullptr;
+    if (odd == 3) call.normalisers = nullptr;
+    if (odd == 4) call.k = 3;  // without values
+    if (odd == 5) call.weight = reinterpret_cast<const float*>(1);
+    require(drl_float_head_run(&call, enough.workspace(), &execution) == DRL_BAD_ARGUMENT,
+            "an impossible argument of a head");
+  }
+  require(drl_float_head_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
   head.k = 3;
   require(drl_head_run(&head, memory.workspace(), &execution) == DRL_BAD_ARGUMENT, "no values");
   require(drl_linear_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
@@ -278,9 +343,11 @@ int main() {
     check_dressed_linear(1 + below(140), 1 + below(300), below(30));
     const size_t columns = 1 + below(300);
     check_head(any_format(), columns, 1 + below(90), below(20), below(columns + 1));
+    check_float_head(columns, 1 + below(90), below(20), below(columns + 1));
     check_routed(1 + below(9), 1 + below(90), 1 + below(70), below(40), below(5));
     check_gather(1 + below(100), 1 + below(100));
   }
+  for (size_t rows : {1, 2, 20}) check_float_head(1501, 130, rows, 5);
   check_routed(5, 600, 260, 1, 2);
   check_routed(5, 600, 260, 130, 2);
   check_refusals();

@@ -9,6 +9,7 @@ from drl.plugins.ops import (
     CACHED_ATTENTION,
     CROSS_ATTENTION,
     EXPERT_ROUTE,
+    HEAD,
     QUANTIZED_GATHER,
     QUANTIZED_HEAD,
     QUANTIZED_LINEAR,
@@ -95,6 +96,23 @@ def head(
         attributes,
         "-".join((form, f"c{candidates}", *optional, str(shape))),
     )
+
+
+def float_head(
+    shape: tuple[int, int] = (2, 3),
+    candidates: int = 0,
+    biased: bool = False,
+    columns: int = 101,
+    depth: int = 37,
+) -> Node:
+    inputs = {
+        "x": draw(*shape, depth),
+        "weight": draw(columns, depth),
+        "candidates": np.array([candidates]),
+        **({"bias": draw(columns)} if biased else {}),
+    }
+    name = f"c{candidates}{'-bias' * biased}-{shape}"
+    return Node(HEAD, inputs, {"factor": 0.25}, name)
 
 
 def gather(shape: tuple[int, int] = (2, 3), form: str = "int8-block") -> Node:
@@ -203,6 +221,7 @@ def of_every_operator() -> list[Node]:
         projections("int8-block", optional=("norm", "bias")),
         routed_ffn(optional=("up_bias", "down_bias", "gate_bias", "residual")),
         head(candidates=5, optional=("norm", "bias")),
+        float_head(candidates=5, biased=True),
         gather(),
         cached_attention(bias_rows=2),
         cross_attention(),
@@ -229,6 +248,7 @@ def all_nodes() -> Iterator[Node]:
         yield from (routed_ffn(form, "silu_glu", shape, ("residual",)) for shape in SHAPES)
     for shape in SHAPES:
         yield from (gather(shape, form) for form in ("int8", "int8-block"))
+        yield from (float_head(shape, k, biased=k > 1) for k in (0, 1, 4))
         yield expert_route(shape)
         yield expert_route(shape, k=1, biased=True)
         if shape[0]:
@@ -238,6 +258,7 @@ def all_nodes() -> Iterator[Node]:
             yield replace(
                 cached_attention(shape, bias_rows=shape[0], kv_heads=4), name=f"{shape}-own"
             )
+    yield from (float_head((2, 3), k, biased) for k in (0, 101) for biased in (False, True))
     yield cross_attention((0, 2), sources=1)
     yield from (expert_route(k=k) for k in (0, 12))
     yield from (cross_attention((6, 1), sources) for sources in (2, 3, 6))

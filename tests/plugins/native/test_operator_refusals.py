@@ -12,6 +12,7 @@ from tests.plugins.native.operator_nodes import (
     cached_attention,
     cross_attention,
     expert_route,
+    float_head,
     gather,
     head,
     linear,
@@ -96,6 +97,7 @@ def test_every_dimension_of_every_input_is_checked(node: Node) -> None:
     free = {
         "QuantizedGather": ("tokens", (0, 1)),
         "QuantizedHead": ("x", (0, 1)),
+        "Head": ("x", (0, 1)),
         "QuantizedProjections": ("x", (0, 1)),
         "CrossAttention": ("q", (1,)),
     }
@@ -157,6 +159,19 @@ def test_candidates_must_be_a_number_of_columns() -> None:
     for count in (-1, 102):
         message = refusal(changed(head(), "candidates", np.array([count])))
         assert f"QuantizedHead: candidates must be in [0, 101] and is {count}" in message
+        message = refusal(changed(float_head(), "candidates", np.array([count])))
+        assert f"Head: candidates must be in [0, 101] and is {count}" in message
+
+
+def test_a_head_needs_columns_and_a_depth() -> None:
+    node = changed(float_head(), "weight", np.zeros((0, 37), np.float32))
+    assert "Head: weight must have at least one column and is [0, 37]" in refusal(node)
+    node = changed(
+        changed(float_head(), "x", np.zeros((2, 3, 0), np.float32)),
+        "weight",
+        np.zeros((101, 0), np.float32),
+    )
+    assert "Head: weight must have at least one number in a column and is [101, 0]" in refusal(node)
 
 
 def test_a_token_that_has_no_row_is_refused() -> None:

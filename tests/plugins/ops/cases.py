@@ -23,6 +23,7 @@ from drl.plugins.ops import (
 )
 from drl.plugins.ops.activations import GATED
 from tests.plugins.ops.case import FLOAT_TYPES, ROUTING_TOLERANCE, TOLERANCES, Array, Case, Maker
+from tests.plugins.ops.head_cases import head_cases
 from tests.plugins.ops.quantized_cases import quantized_cases
 
 
@@ -375,5 +376,6 @@ def all_cases() -> list[Case]:
         select_states_cases,
         cached_attention_cases,
         cross_attention_cases,
+        head_cases,
     )
     return [*(case for maker in makers for case in maker()), *quantized_cases()]

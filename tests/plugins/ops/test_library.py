@@ -271,6 +271,7 @@ def test_library_lists_the_operators_by_name() -> None:
         "ExpertCapacity",
         "ExpertRoute",
         "GroupRoute",
+        "Head",
         "PathScore",
         "QuantizedGather",
         "QuantizedHead",

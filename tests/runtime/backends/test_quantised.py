@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,10 @@ from click.testing import CliRunner
 from drl.export import ExportOptions, export
 from drl.plugins.native import NativeLibrary, NativeLibraryError
 from drl.runtime import BackendError, Bundle, BundleError, Engine
-from drl.runtime.backends import StepInputs, native
+from drl.runtime.backends import native
 from drl.runtime.backends.ort import OrtBackend
 from drl.runtime.commands.generate import main
-from tests.models import random_prompts
 from tests.plugins.native.sets import needs_library
-from tests.runtime.backends.test_ort import start, step_inputs
-from tests.runtime.comparing import assert_same
 
 MISSING = NativeLibrary(None, "the native kernels were not built; install DRL again")
 
@@ -31,95 +27,6 @@ def quantised(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("quantised") / "bundle"
     export(tiny_checkpoint, folder, ExportOptions(precision="int8"))
     return folder
-
-
-@pytest.fixture(scope="module")
-def engine(quantised: Path) -> Iterator[Engine]:
-    with Engine.from_bundle(quantised, threads=1, max_batch_size=9) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def backend(engine: Engine) -> OrtBackend:
-    assert isinstance(engine.backend, OrtBackend)
-    return engine.backend
-
-
-@needs_library
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"min_new_tokens": 9, "top_logprobs": 3},
-        {"forced_bos_token_id": 7, "forced_eos_token_id": 9},
-        {"temperature": 1.0, "top_k": 12, "top_p": 0.9, "seed": 1, "num_return_sequences": 3},
-        {"num_beams": 3, "num_return_sequences": 2, "suppress_tokens": [5, 6]},
-        {"num_beams": 3, "temperature": 0.9, "top_k": 8, "seed": 4},
-        {"repetition_penalty": 1.2},
-        {"logprobs": False},
-    ],
-)
-def test_ranked_steps_generate_what_whole_rows_do(
-    engine: Engine, backend: OrtBackend, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prompts = random_prompts(6)
-    prefixes = [None, [9, 8], None, [7], None, list(range(20, 30))]
-
-    def generate() -> list[Any]:
-        return engine.generate(prompts, prefixes=prefixes, return_experts=True, **options)
-
-    assert backend.ranks
-    ranked = generate()
-    monkeypatch.setattr(backend, "_ranks", False)
-    for ours, theirs in zip(ranked, generate(), strict=True):
-        assert_same(ours, theirs)
-
-
-@needs_library
-def test_a_step_ranks_the_logits_that_it_would_give(engine: Engine, backend: OrtBackend) -> None:
-    cache = start(backend, engine.bundle, 2, [[5, 6, 7], [8, 9]])
-    tokens = np.array([[5, 6, 7], [8, 9, 0]], np.int64)
-    inputs = step_inputs(cache, 2, tokens, np.array([3, 2], np.int32))
-    rows = backend.step(inputs)
-    assert rows.top is None
-    ranked = backend.step(dataclasses.replace(inputs, candidates=4))
-    assert ranked.logits.shape == (2, 3, 0)
-    assert ranked.top is not None
-    assert ranked.top.ids.dtype == np.int32
-    order = np.argsort(-rows.logits, axis=-1, kind="stable")[..., :4]
-    for row, count in enumerate((3, 2)):
-        real = row, slice(count)
-        np.testing.assert_array_equal(ranked.top.ids[real], order[real])
-        values = np.take_along_axis(rows.logits, order, axis=-1)
-        np.testing.assert_array_equal(ranked.top.values[real], values[real])
-        np.testing.assert_array_equal(ranked.normalisers[real], rows.normalisers[real])
-
-
-@needs_library
-def test_numbers_of_candidates_are_bound_side_by_side(
-    engine: Engine, backend: OrtBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bound: list[StepInputs] = []
-    bind = backend._bind
-    monkeypatch.setattr(backend, "_bind", lambda inputs: bound.append(inputs) or bind(inputs))
-    cache = start(backend, engine.bundle, 0, [[5, 6, 7]])
-    tokens = np.full((1, 1), 2, np.int64)
-    inputs = step_inputs(cache, 0, tokens, np.ones(1, np.int32))
-    kinds = [dataclasses.replace(inputs, candidates=count) for count in (0, 1, 5)]
-    outputs = [backend.step(kind) for kind in (*kinds, *kinds)]
-    assert bound == kinds
-    assert outputs[:3] == outputs[3:]
-    # Other memory: nothing of what was bound before is held any longer.
-    other = start(backend, engine.bundle, 0, [[5, 6, 7]])
-    backend.step(step_inputs(other, 0, tokens, np.ones(1, np.int32)))
-    assert list(backend._bindings[0, 1]) == [0]
-    backend.release(0, 1)
-    assert (0, 1) not in backend._bindings
-
-
-def test_fp32_decoders_do_not_rank(tiny_bundle: Path) -> None:
-    backend = OrtBackend(Bundle.load(tiny_bundle), threads=1)
-    assert not backend.ranks
 
 
 def test_without_the_library_a_warning_says_how_to_get_it(
@@ -194,7 +101,7 @@ def test_a_decoder_without_its_rankings_is_refused(quantised: Path, tmp_path: Pa
 
 
 @needs_library
-def test_the_vocabulary_must_be_the_decoder_s(quantised: Path, engine: Engine) -> None:
+def test_the_vocabulary_must_be_the_decoder_s(quantised: Path) -> None:
     bundle = Bundle.load(quantised)
     right = bundle.manifest.limits.vocab_size
     for wrong in (right - 1, right + 1):

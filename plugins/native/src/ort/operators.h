@@ -13,6 +13,7 @@ struct Tables {
 Tables cached_attention();
 Tables cross_attention();
 Tables expert_route();
+Tables head();
 Tables quantized_gather();
 Tables quantized_head();
 Tables quantized_linear();

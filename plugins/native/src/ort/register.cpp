@@ -8,10 +8,11 @@
 namespace drl::ort {
 namespace {
 
-constexpr Tables (*kOperators[])() = {cached_attention,      cross_attention,
-                                      expert_route,          quantized_gather,
-                                      quantized_head,        quantized_linear,
-                                      quantized_projections, quantized_routed_ffn};
+constexpr Tables (*kOperators[])() = {cached_attention, cross_attention,
+                                      expert_route,     head,
+                                      quantized_gather, quantized_head,
+                                      quantized_linear, quantized_projections,
+                                      quantized_routed_ffn};
 
 constexpr uint32_t kMostVersions = 1000;
 

@@ -1,0 +1,16 @@
+// The loops of one instruction set as a table, made from its Vector.
+#pragma once
+
+#include "expert_route_loops.h"
+#include "head_loops.h"
+
+namespace drl {
+namespace {
+
+template <class Vector>
+constexpr AttentionKernels make_attention_kernels() {
+  return {attend<Vector>, project<Vector>, head<Vector>, softmax<Vector>};
+}
+
+}  // namespace
+}  // namespace drl
