@@ -199,7 +199,7 @@ class TensorRTBackend:
         """The candidates, from those that the engine told if they suffice."""
         host, piece = bound.buffers.outputs.host, bound.piece
         values, ids = host["top_values"][:rows], host["top_ids"][:rows]
-        real = inputs.new_lengths[piece.rows, None] > np.arange(piece.new) + piece.tokens.start
+        real = inputs.new_lengths[piece.rows] - piece.tokens.start
         vocab_size = self._manifest.limits.vocab_size
         top = rank(values, ids, normalisers, inputs.candidates, real, vocab_size)
         if top is not None:

@@ -1,6 +1,6 @@
 """The decoder of one path: what it reads and writes beside the cache, and how a step runs."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +78,7 @@ class Bound:
         piece: The part of the step.
         buffers: What it reads and writes beside the cache.
         shapes, addresses: Of what is bound to the engine.
+        key: All that a CUDA graph of it depends on.
         profile: Which the engine runs in.
         copied: What does not begin where TensorRT takes it, and the copies that are bound instead.
     """
@@ -86,20 +87,22 @@ class Bound:
     buffers: StepBuffers
     shapes: dict[str, Shape]
     addresses: dict[str, int]
+    key: Hashable
     profile: int
     copied: tuple[tuple[BackendArray, BackendArray], ...]
 
     def fill(self, inputs: StepInputs) -> None:
         """Write tokens and lengths to the host's side. Nothing may be copying from it."""
         piece, host = self.piece, self.buffers.inputs.host
-        rows = piece.rows.stop - piece.rows.start
-        host["tokens"][:rows] = inputs.tokens[piece.rows, piece.tokens]
-        start = piece.tokens.start
-        np.add(inputs.lengths[piece.rows], start, out=host["lengths"][:rows])
-        # A row that has ended before this piece goes on with padding, behind all that it has.
-        left = inputs.new_lengths[piece.rows] - start
-        np.clip(left, 1, piece.new, out=host["new_lengths"][:rows])
-        host["lengths"][rows:] = 0
+        count, start = piece.rows.stop - piece.rows.start, piece.tokens.start
+        host["tokens"][:count] = inputs.tokens[piece.rows, piece.tokens]
+        np.add(inputs.lengths[piece.rows], start, out=host["lengths"][:count])
+        if piece.new > 1:
+            # A row that has ended before this piece goes on with padding, behind all that it has.
+            left = inputs.new_lengths[piece.rows] - start
+            np.clip(left, 1, piece.new, out=host["new_lengths"])
+        elif count < piece.padded_rows:
+            host["lengths"][count:] = 0
 
 
 class Decoder:
@@ -152,9 +155,9 @@ class Decoder:
         if self._graphs is None or bound.piece.new > 1:
             plain()
             return
-        shapes = tuple(bound.shapes.values())
-        key = self._engine.name, shapes, tuple(bound.addresses.values())
-        self._graphs.run(key, plain, lambda: self._work(self._contexts.new(bound.profile), bound))
+        self._graphs.run(
+            bound.key, plain, lambda: self._work(self._contexts.new(bound.profile), bound)
+        )
 
     def clear(self) -> None:
         """Drop contexts and buffers."""
@@ -183,7 +186,9 @@ class Decoder:
         shapes = {item.name: shape_of(item, dims) for item in self._engine.info.inputs}
         buffers = self._buffers(profile, shapes)
         addresses, copied = self._cache_addresses(inputs, piece)
-        return Bound(piece, buffers, shapes, addresses | buffers.addresses, profile, copied)
+        addresses |= buffers.addresses
+        key = self._engine.name, tuple(shapes.values()), tuple(addresses.values())
+        return Bound(piece, buffers, shapes, addresses, key, profile, copied)
 
     def _buffers(self, profile: int, shapes: dict[str, Shape]) -> StepBuffers:
         """Those of single-token steps stay; others are made for the step."""

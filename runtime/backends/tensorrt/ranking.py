@@ -9,14 +9,16 @@ which of several equal ones are told if not all of them fit. So that the order i
 - if a row has NaN, which shows in its normaliser, its whole row decides as well.
 """
 
+import math
+
 import numpy as np
 
-from drl.runtime.arrays import Array, Float32, Int32
+from drl.runtime.arrays import Float32, Int32
 from drl.runtime.backends.protocol import Ranking
 
 
 def rank(
-    values: Float32, ids: Int32, normalisers: Float32, count: int, real: Array, vocab_size: int
+    values: Float32, ids: Int32, normalisers: Float32, count: int, real: Int32, vocab_size: int
 ) -> Ranking | None:
     """The `count` likeliest tokens, or None if it takes the whole rows to tell.
 
@@ -25,23 +27,24 @@ def rank(
         ids: `[B, T, c]` their tokens.
         normalisers: `[B, T]`.
         count: How many are asked for.
-        real: `[B, T]` bool: the others are padding, for which anything will do.
+        real: `[B]` how many of the T are real: behind them anything will do.
         vocab_size: V.
 
     Returns:
         In memory of its own.
     """
     told = values.shape[-1]
-    if count > told or np.isnan(normalisers[real]).any():
+    if count > told or (count == told < vocab_size):
         return None
-    # Strictly falling as far as one looks, and one further: the order is right as it is.
+    # Nearly always values fall strictly as far as one looks, and one further: then all is well.
     seen = values[..., : count + 1]
-    falling = (seen[..., 1:] < seen[..., :-1]).all(axis=-1)
-    if told < vocab_size:
-        tied = values[..., count - 1] == values[..., -1]
-        if (tied & real).any():
-            return None
-    if (falling | ~real).all():
+    falling = seen[..., 1:] < seen[..., :-1]
+    if falling.all() and not math.isnan(normalisers.sum()):
         return Ranking(values[..., :count].copy(), ids[..., :count].copy())
+    inside = np.arange(values.shape[1]) < real[:, None]
+    if np.isnan(normalisers[inside]).any():
+        return None
+    if told < vocab_size and ((values[..., count - 1] == values[..., -1]) & inside).any():
+        return None
     order = np.lexsort((ids, -values), axis=-1)[..., :count]
     return Ranking(np.take_along_axis(values, order, -1), np.take_along_axis(ids, order, -1))

@@ -31,8 +31,8 @@ def call(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     values, ids = told(logits, wide, random)
     normalisers = logits.sum(axis=1)  # all that matters is whether a row has NaN
-    mask = np.broadcast_to(np.array(real), (len(logits),))[:, None]
-    found = rank(values[:, None], ids[:, None], normalisers[:, None], count, mask, VOCABULARY)
+    tokens = np.broadcast_to(np.array(real), (len(logits),)).astype(np.int32)
+    found = rank(values[:, None], ids[:, None], normalisers[:, None], count, tokens, VOCABULARY)
     return None if found is None else (found.values[:, 0], found.ids[:, 0])
 
 
@@ -86,7 +86,7 @@ def test_ties_of_padding_hide_nothing() -> None:
 
 def test_answers_stay_when_the_engines_buffers_are_written_to_again() -> None:
     values, ids = np.array([[[3.0, 2.0]]], np.float32), np.array([[[4, 9]]], np.int32)
-    found = rank(values, ids, np.zeros((1, 1), np.float32), 1, np.ones((1, 1), bool), VOCABULARY)
+    found = rank(values, ids, np.zeros((1, 1), np.float32), 1, np.ones(1, np.int32), VOCABULARY)
     values[:], ids[:] = 0, 0
     assert found is not None
     assert found.values.tolist() == [[[3.0]]]
