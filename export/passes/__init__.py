@@ -3,6 +3,7 @@
 A pass checks what it relies on before it changes anything (`requires`).
 """
 
+from drl.export.passes.decompose_attention import DecomposeAttention
 from drl.export.passes.expand_cached_attention import ExpandCachedAttention
 from drl.export.passes.expand_cross_attention import ExpandCrossAttention
 from drl.export.passes.expand_expert_capacity import ExpandExpertCapacity
@@ -23,6 +24,7 @@ from drl.export.passes.typed_precision import TypedPrecision
 
 __all__ = [
     "AppendFunctionBodies",
+    "DecomposeAttention",
     "ExpandCachedAttention",
     "ExpandCrossAttention",
     "ExpandExpertCapacity",

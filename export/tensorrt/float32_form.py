@@ -11,6 +11,7 @@ from onnx_ir.passes.common import (
 )
 
 from drl.export.passes import (
+    DecomposeAttention,
     ExpandCachedAttention,
     ExpandCrossAttention,
     ExpandExpertCapacity,
@@ -136,7 +137,11 @@ _TIDY = (
 
 
 def _encoder_passes(options: LoweringOptions) -> list[ir.passes.PassBase]:
-    return [*_routing(options, gather=False), InlineBodies(["PathScore"], "float32")]
+    return [
+        DecomposeAttention(),
+        *_routing(options, gather=False),
+        InlineBodies(["PathScore"], "float32"),
+    ]
 
 
 def _bridge_passes(index: int, path: PathInfo) -> list[ir.passes.PassBase]:
@@ -154,6 +159,7 @@ def _decoder_passes(
         StaticCache(capacity),
         ExpandCachedAttention(),
         ExpandCrossAttention(),
+        DecomposeAttention(),
         *_routing(options, gather=True),
         RankLogits(candidates),
     ]
