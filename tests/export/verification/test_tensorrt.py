@@ -1,5 +1,6 @@
 """Engines are compared through a library with TensorRT's calls that runs on the host."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from drl.export.passes import ForceRoutes, TapLayers
 from drl.export.tensorrt.builder import build_engines
 from drl.export.tensorrt.options import BuildOptions
 from drl.export.tensorrt.sizes import Range, Sizes
@@ -14,6 +16,7 @@ from drl.export.verification import verifier
 from drl.export.verification.candidate import Candidate
 from drl.export.verification.comparison import host_floats
 from drl.export.verification.graph_runner import Passes
+from drl.export.verification.layers import layer_places
 from drl.export.verification.options import VerifyOptions
 from drl.export.verification.tensorrt import TensorRT, options_of
 from drl.runtime.backends.memory import HOST
@@ -21,6 +24,7 @@ from drl.runtime.backends.tensorrt.manifest import EngineManifest
 from drl.runtime.bundle import Bundle
 from drl.runtime.errors import BackendError
 from tests.export.verification.damage import damaged, epsilon
+from tests.models import TINY
 from tests.runtime.backends.tensorrt.fake_engines import (
     MACHINE,
     FakeProcesses,
@@ -133,6 +137,24 @@ def test_engines_are_built_anew_for_the_same_sizes(engines: Path) -> None:
     for name, size in (("B", options.sizes.batch), ("T", options.sizes.new_tokens)):
         assert size is not None
         assert tuple(size) == dims[name]
+
+
+@pytest.mark.slow
+def test_graphs_that_tell_states_and_take_routes_build_with_a_real_compiler(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    options = BuildOptions("tensorrt-rtx", ("8.9",), paths=("fast",), gate=False)
+    inside = {f"decoder.layers.3.{part}" for part in ("self_attention", "cross_attention")}
+    passes = [TapLayers(layer_places(TINY) | inside), ForceRoutes()]
+    build_engines(Bundle.load(tmp_path / "bundle"), options, before=passes)
+    (folder,) = (tmp_path / "bundle" / "engines").glob("rtx-*")
+    decoder = EngineManifest.load(folder).engines["decoder.fast"]
+    assert {f"states.{place}" for place in inside} <= {item.name for item in decoder.outputs}
+    shapes = {item.name: item.shape for item in decoder.inputs}
+    assert shapes["routes.decoder.layers.3.expert_ids"] == ("B", "T", 1)
+    assert "routes.decoder.layers.1.gates" not in shapes
 
 
 def test_bfloat16_travels_as_its_bits() -> None:

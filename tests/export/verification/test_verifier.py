@@ -115,6 +115,17 @@ def test_a_mistake_in_a_graph_is_named_without_a_checkpoint(
     assert not report.passed
     assert culprit(report) == expected
     assert f"{expected[0]} is the first part that differs" in report.failures[-1]
+    # what comes after it works on wrong states, and is right all the same
+    assert report.layers is not None
+    layer = expected[0].removesuffix(".ffn").removesuffix(".self_attention")
+    layer = layer.removesuffix(".cross_attention")
+    wrong = [part.place for part in report.layers.places if part.exceeds(report.limits)]
+    assert set(wrong) == {layer}
+    inside = [part.place for part in report.layers.inside if part.exceeds(report.limits)]
+    assert inside == ([] if layer == expected[0] else [expected[0]])
+    last = report.layers.places[-1]
+    assert last.place == "head"
+    assert last.drift > 10 * report.limits.states
 
 
 @pytest.mark.parametrize("backend", ["portable", "tensorrt-form"])
