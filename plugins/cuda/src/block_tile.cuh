@@ -9,8 +9,9 @@
 namespace drl {
 
 // Blocks that a multiprocessor has registers for: few rows leave some over, and then one block
-// reads memory while another finds its slots or sums up.
-constexpr int kResident = DRL_TILES == 1 ? 2 : 1;
+// reads memory while another finds its slots or sums up. Narrow tiles of int8 have more weights
+// under way, and would spill.
+constexpr int kResident = DRL_TILES == 1 && !(DRL_SCALED && DRL_COLUMNS == 4) ? 2 : 1;
 
 // kMatrices products at once (up and gate), each over kWarpRows · kTiles · 16 rows and kWarpColumns
 // tiles of columns.

@@ -24,11 +24,11 @@ __device__ inline unsigned short float_to_bfloat(float value) {
   return bits;
 }
 
-// Two bfloat16, `low` in the lower half.
-__device__ inline unsigned floats_to_bfloats(float low, float high) {
-  unsigned bits;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
-  return bits;
+// a · b + c for two pairs of bfloat16.
+__device__ inline unsigned multiply_add_bfloats(unsigned a, unsigned b, unsigned c) {
+  unsigned sum;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
 }
 
 // a - b for two pairs of fp16.

@@ -37,7 +37,7 @@ class WarpTile {
  public:
   static constexpr int kWidth = 8 * kColumns;                     // columns of the tile
   static constexpr int kWords = kColumns * sizeof(W) / 4;         // of a load
-  static constexpr int kBlocks = kWords == 4 ? 2 : 4;             // instructions along k in a step
+  static constexpr int kBlocks = kColumns == 8 ? 2 : 4;            // instructions along k in a step
   static constexpr int kSpan = 64;                                // k of a turn: four blocks
   static_assert(kWords == 1 || kWords == 2 || kWords == 4, "a load has 4, 8 or 16 bytes");
 
@@ -122,20 +122,21 @@ class WarpTile {
                                       int step_k) {
     const int column = column0 + ((threadIdx.x & 31) >> 2) * kColumns;
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
+    for (int pair = 0; pair < kBlocks / 2; ++pair) {
+      const int k0 = first_k(step_k) + 8 * pair;
+      // Aligned rows come in eights: all of the lane's eight k are there, or none.
+      const bool there = k0 < given.depth && column < given.columns;
+      const W* address = given.weight + static_cast<long long>(k0) * given.columns + column;
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int k = first_k(step_k) + 4 * block + r;
-        unsigned(&words)[kWords] = loaded[block][r];
+      for (int i = 0; i < 8; ++i) {
+        unsigned(&words)[kWords] = loaded[2 * pair + i / 4][i % 4];
         clear(words);
-        if (k < given.depth && column < given.columns) {
-          const W* address = given.weight + static_cast<long long>(k) * given.columns + column;
-          if constexpr (kAligned) {
-            load_once(words, address);
-          } else {
-            gather(words, address, given.columns - column);
-          }
+        if constexpr (kAligned) {
+          if (there) load_once(words, address);
+        } else {
+          if (there && k0 + i < given.depth) gather(words, address, given.columns - column);
         }
+        address += given.columns;
       }
     }
   }

@@ -63,16 +63,16 @@ __device__ inline void widen(Half, unsigned bytes, unsigned& first, unsigned& se
   second = subtract_halves(__byte_perm(raised, 0x64646464u, 0x4342), 0x64806480u);
 }
 
-// The same for bfloat16, which has too few digits for that: by way of fp32, 2^23 + 128 + b.
+// The same for bfloat16, which has too few digits for that: the lower seven bits behind 0x43 are
+// the number 128 + them, and from this go 128, or 256 where the sign is set.
 __device__ inline void widen(BFloat, unsigned bytes, unsigned& first, unsigned& second) {
-  const unsigned raised = bytes ^ 0x80808080u;
-  const float offset = 8388736.0f;
-  const float v0 = __uint_as_float(__byte_perm(raised, 0x4b000000u, 0x7650)) - offset;
-  const float v1 = __uint_as_float(__byte_perm(raised, 0x4b000000u, 0x7651)) - offset;
-  const float v2 = __uint_as_float(__byte_perm(raised, 0x4b000000u, 0x7652)) - offset;
-  const float v3 = __uint_as_float(__byte_perm(raised, 0x4b000000u, 0x7653)) - offset;
-  first = floats_to_bfloats(v0, v1);
-  second = floats_to_bfloats(v2, v3);
+  const unsigned ones = 0x3f803f80u;
+  const unsigned low = __byte_perm(bytes, 0, 0x4140);
+  const unsigned high = __byte_perm(bytes, 0, 0x4342);
+  first = multiply_add_bfloats((low & 0x007f007fu) | 0x43004300u, ones,
+                               (low & 0x00800080u) | 0xc300c300u);
+  second = multiply_add_bfloats((high & 0x007f007fu) | 0x43004300u, ones,
+                                (high & 0x00800080u) | 0xc300c300u);
 }
 
 __device__ inline bool is_aligned(const void* address) {

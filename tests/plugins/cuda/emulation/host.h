@@ -101,8 +101,16 @@ inline unsigned short float_to_bfloat(float value) {
   return static_cast<unsigned short>(bits >> 16);
 }
 
-inline unsigned floats_to_bfloats(float low, float high) {
-  return static_cast<unsigned>(float_to_bfloat(high)) << 16 | float_to_bfloat(low);
+inline unsigned multiply_add_bfloats(unsigned a, unsigned b, unsigned c) {
+  unsigned result = 0;
+  for (int half = 0; half < 2; ++half) {
+    const auto value = [half](unsigned word) {
+      return __uint_as_float(word >> (16 * half) << 16);
+    };
+    const float sum = value(a) * value(b) + value(c);
+    result |= static_cast<unsigned>(float_to_bfloat(sum)) << (16 * half);
+  }
+  return result;
 }
 
 inline unsigned subtract_halves(unsigned a, unsigned b) {
