@@ -46,6 +46,7 @@ class ClockedBackend:
         self.cache_dtype: np.dtype[Any] = backend.cache_dtype
         self.capacity: int | None = backend.capacity
         self.shrinks: bool = backend.shrinks
+        self.reads_behind: bool = backend.reads_behind
         self.kept_multiple: int = backend.kept_multiple
         self.limits = backend.limits
         self._varied = varied

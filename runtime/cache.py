@@ -107,6 +107,9 @@ class KVCache:
         with self._arrays.ordered():
             self._lay_out(slots=new, kept=longest, capacity=1)
             self._copy_cross(cross, old, new)
+            if self._rules.reads_behind:
+                # An earlier owner may have left infinities or NaN, and 0 * NaN is NaN.
+                self._memory[:, :, old * self.width : new * self.width] = 0
         self.lengths[old * self.width : new * self.width] = 0
         self._common[old * self.width : new * self.width] = 0
         self._kept_lengths[old:new] = cross.lengths
@@ -175,6 +178,8 @@ class KVCache:
         new = slice(target * self.width, (target + 1) * self.width)
         length = int(self.lengths[old].max())
         self._memory[:, :, new, :, :length] = self._memory[:, :, old, :, :length]
+        if self._rules.reads_behind:
+            self._memory[:, :, new, :, length:] = 0
         self._cross[:, :, target] = self._cross[:, :, source]
         for rows in (self.lengths, self._common):
             rows[new] = rows[old]

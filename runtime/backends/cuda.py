@@ -14,10 +14,13 @@ from drl.runtime.backends.ranking import rank_on
 from drl.runtime.errors import BackendError
 from drl.runtime.gpu import find_gpus
 
-_INSTALL = 'install it with `pip install "drl[cuda]"`'
+# Not an extra: `cuda` would put onnxruntime-gpu over an onnxruntime for the CPU.
+_INSTALL = 'install it with `pip install "cupy-cuda13x[ctk]"`'
 _NO_GPU = "check with `nvidia-smi`, or use device='cpu'"
 # `cudaMemcpyKind`, from driver_types.h.
 _TO_DEVICE, _TO_HOST, _WITHIN = 1, 2, 3
+# Bytes: no array of the host larger than this is page-locked, which the system has little of.
+_MOST_PINNED = 16 << 20
 
 
 def open_gpu(index: int = 0) -> "CudaDevice":
@@ -70,7 +73,12 @@ class CudaArrays:
 
     @contextlib.contextmanager
     def ordered(self) -> Iterator[None]:
-        """See `ArrayLibrary.ordered`."""
+        """See `ArrayLibrary.ordered`. Raises `BackendError` where CUDA fails inside."""
+        with self.failures("work on the GPU"), self._entered():
+            yield
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
         with self._device(), self._stream:
             yield
 
@@ -111,7 +119,7 @@ class CudaArrays:
 
     def to_host(self, array: Any) -> Array:
         """See `ArrayLibrary.to_host`; waits for the stream."""
-        with self.failures("copying from the GPU"), self.ordered():
+        with self.failures("copying from the GPU"), self._entered():
             host: Array = array.get()
             return host
 
@@ -125,20 +133,28 @@ class CudaArrays:
             raise BackendError(
                 f"{doing} failed: {error}; GPU {self._index} may have to be used from a new process"
             ) from error
+        except cuda.memory.OutOfMemoryError as error:
+            raise BackendError(
+                f"{doing} failed: GPU {self._index} has no memory left ({self._free()}); "
+                f"{LESS_MEMORY}"
+            ) from error
+
+    def _free(self) -> str:
+        free, total = self._device().mem_info
+        return f"{megabytes(free)} of {megabytes(total)} are free"
 
     @contextlib.contextmanager
     def _allocating(self, shape: Sequence[int], dtype: DTypeLike, purpose: str) -> Iterator[None]:
         """Enter device and stream, and say what there was no memory for."""
-        try:
-            with self.failures(f"making {purpose}"), self.ordered():
+        with self.failures(f"making {purpose}"), self._entered():
+            try:
                 yield
-        except self._cupy.cuda.memory.OutOfMemoryError as error:
-            needed = math.prod(shape) * np.dtype(dtype).itemsize
-            free, total = self._device().mem_info
-            raise BackendError(
-                f"GPU {self._index} has no {megabytes(needed)} left for {purpose} "
-                f"({megabytes(free)} of {megabytes(total)} are free); {LESS_MEMORY}"
-            ) from error
+            except self._cupy.cuda.memory.OutOfMemoryError as error:
+                needed = math.prod(shape) * np.dtype(dtype).itemsize
+                raise BackendError(
+                    f"GPU {self._index} has no {megabytes(needed)} left for {purpose} "
+                    f"({self._free()}); {LESS_MEMORY}"
+                ) from error
 
     @staticmethod
     def _typed(array: Any) -> BackendArray:
@@ -166,8 +182,7 @@ class CudaDevice:
         except runtime.CUDARuntimeError as error:
             raise BackendError(
                 f"CuPy {cupy.__version__} cannot use GPU {index} ({error}); its driver may be "
-                f"older than CuPy's CUDA: update the driver, or {_INSTALL.removesuffix('`')} "
-                f"with another `cupy-cuda…x`"
+                "older than CuPy's CUDA: update the driver, or install the CuPy of an earlier CUDA"
             ) from error
         self._name = properties["name"].decode(errors="replace")
         capability: str = device.compute_capability
@@ -207,8 +222,10 @@ class CudaDevice:
     def pinned(self, shape: Sequence[int], dtype: DTypeLike) -> Array:
         """See `Device.pinned`."""
         count = math.prod(shape)
+        size = max(1, count * np.dtype(dtype).itemsize)
+        if size > _MOST_PINNED:
+            return np.empty(shape, dtype)
         with self.failures("locking memory of the host"):
-            size = max(1, count * np.dtype(dtype).itemsize)
             memory = self._cupy.cuda.alloc_pinned_memory(size)
         return np.frombuffer(memory, dtype, count).reshape(shape)
 
@@ -260,7 +277,7 @@ class CudaDevice:
                 with contextlib.suppress(self._cupy.cuda.runtime.CUDARuntimeError):
                     self._stream.end_capture()  # else the stream would go on recording
                 raise
-            return CapturedWork(self._stream.end_capture(), self._stream)
+            return CapturedWork(self._stream.end_capture(), self)
 
     def failures(self, doing: str) -> contextlib.AbstractContextManager[object]:
         """See `Device.failures`."""
@@ -271,11 +288,21 @@ class CudaDevice:
         with self.failures("the GPU's work"):
             self._stream.synchronize()
 
+    def trim(self) -> None:
+        """See `Device.trim`."""
+        with self._arrays.ordered():
+            self._cupy.get_default_memory_pool().free_all_blocks(stream=self._stream)
+
+    def launch(self, graph: Any) -> None:
+        """Put a graph of CuPy on the stream."""
+        with self.failures("launching a CUDA graph"):
+            graph.launch(self._stream)
+
     def close(self) -> None:
         """See `Device.close`."""
         self.synchronize()
-        with self._arrays.ordered():
-            self._cupy.get_default_memory_pool().free_all_blocks(stream=self._stream)
+        self.trim()
+        self._cupy.get_default_pinned_memory_pool().free_all_blocks()
 
     def _copy(self, target: int, source: int, size: int, kind: int) -> None:
         if size:
@@ -287,13 +314,13 @@ class CudaDevice:
 class CapturedWork:
     """`DeviceGraph` of CuPy."""
 
-    def __init__(self, graph: Any, stream: Any) -> None:
+    def __init__(self, graph: Any, device: CudaDevice) -> None:
         self._graph = graph
-        self._stream = stream
+        self._device = device
 
     def launch(self) -> None:
         """See `DeviceGraph.launch`."""
-        self._graph.launch(self._stream)
+        self._device.launch(self._graph)
 
 
 LESS_MEMORY = (

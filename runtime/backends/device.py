@@ -50,7 +50,10 @@ class Device(Protocol):
         """A new C-contiguous array of whatever numbers; its address is a multiple of 512."""
 
     def pinned(self, shape: Sequence[int], dtype: DTypeLike) -> Array:
-        """A NumPy array of page-locked memory, which copies can go on with while the host works."""
+        """A NumPy array of page-locked memory, which copies can go on with while the host works.
+
+        One of many megabytes is of ordinary memory: the host then waits for its copies.
+        """
 
     def address(self, array: BackendArray) -> int:
         """Where a C-contiguous array begins on the device."""
@@ -76,5 +79,8 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Wait until everything on the stream is done."""
 
-    def close(self) -> None:
+    def trim(self) -> None:
         """Give back the memory that is kept for reuse."""
+
+    def close(self) -> None:
+        """Wait for the stream, and give back all memory that is kept for reuse."""

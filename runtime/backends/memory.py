@@ -110,6 +110,13 @@ class MemoryRules(Protocol):
         """
 
     @property
+    def reads_behind(self) -> bool:
+        """Whether a step reads the cache behind a row's tokens, if only to count it nothing.
+
+        What a sequence has left there must then be overwritten before the memory is another one's.
+        """
+
+    @property
     def kept_multiple(self) -> int:
         """What the cross-attention blocks' states, K, are rounded up to a multiple of."""
 
@@ -127,6 +134,7 @@ class HostRules:
     arrays: ArrayLibrary = HOST
     capacity: int | None = None
     shrinks: bool = True
+    reads_behind: bool = False
     # Sources of about the same length enter and leave without the blocks being laid out again.
     kept_multiple: int = 8
     limits: BackendLimits = NO_LIMITS

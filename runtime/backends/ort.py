@@ -62,6 +62,8 @@ class OrtBackend(HostRules):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__(bundle.manifest.cache.dtype)
+        # The canonical form multiplies by masked entries, where the lowered one leaves them out.
+        self.reads_behind = bundle.manifest.target == "portable"
         self._threads = choose_threads(threads)
         self._ort = import_onnxruntime()
         self._operators = native_operators(bundle.manifest, self._ort.__version__)

@@ -11,9 +11,6 @@ from drl.runtime.backends.ort_target import OrtTarget, bind_host_input
 from drl.runtime.backends.protocol import Ranking, StepInputs, StepOutputs
 from drl.runtime.manifest import PathInfo
 
-# Host memory for more logits than this is not page-locked, which the system has little of.
-_MOST_PINNED = 4 << 20
-
 
 class BoundStep:
     """Runs a decoder on the same buffers again and again.
@@ -113,8 +110,7 @@ class BoundStep:
             for layer, name in self._experts.items()
         }
         if not count:
-            pin = pinned if logits.nbytes <= 4 * _MOST_PINNED else np.empty
-            return StepOutputs(pin(logits.shape, np.float32), normalisers, experts)
+            return StepOutputs(pinned(logits.shape, np.float32), normalisers, experts)
         shape = rows, new, count
         top = Ranking(pinned(shape, np.float32), pinned(shape, np.int32))
         return StepOutputs(np.empty((rows, new, 0), np.float32), normalisers, experts, top)

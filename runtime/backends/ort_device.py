@@ -46,6 +46,7 @@ class OrtDeviceBackend(HostRules):
     """
 
     shrinks = False
+    reads_behind = True
 
     def __init__(
         self, bundle: Bundle, onnxruntime: Any, target: OrtTarget, threads: int = 1

@@ -13,6 +13,8 @@ from drl.runtime.manifest import REPAIR, GraphInfo, Manifest
 _INSTALL = 'install it with `pip install "drl[cpu]"` or, for NVIDIA GPUs, `pip install "drl[cuda]"`'
 _FATAL_ONLY = 4  # errors come as exceptions, and need no line of the library's own beside them
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+# What the library, its arenas and CUDA say where memory runs out.
+_OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "bad allocation")
 _NEEDED = "1.25"  # the first version with all operators that bundles use
 
 
@@ -73,6 +75,11 @@ def open_session(
             ) from error
         if refusal := other_layout(message):
             raise BackendError(f"{path.name} has {refusal}") from error
+        if any(sign in message.lower() for sign in _OUT_OF_MEMORY):
+            raise BackendError(
+                f"there is no memory left to load {path.name} ({message}); end other programs that "
+                "use it, or choose another device"
+            ) from error
         raise BackendError(
             f"ONNX Runtime {version} cannot load {path.name}: {message}; "
             "run `drl-export` again, and `drl-doctor` to see what this machine supports"

@@ -23,6 +23,7 @@ class Rules(HostRules):
 
     def __init__(self, device: bool, capacity: int | None = None, fewest: int = 1) -> None:
         super().__init__(np.float32)
+        self.reads_behind = device
         if device:
             self.arrays = CudaDevice(FakeCupy(), 0).arrays
         self.capacity = capacity
@@ -329,3 +330,37 @@ def test_a_cache_that_does_not_shrink_keeps_its_addresses() -> None:
     assert all(
         a is b for a, b in zip((cache._memory, cache._cross, cache._bias), before, strict=True)
     )
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_what_a_sequence_leaves_behind_does_not_reach_the_next(width: int) -> None:
+    """Where a step reads all positions: 0 * NaN is NaN, so none may be left in the memory."""
+    layers = (0, 1)
+    cache = KVCache(INFO, layers, 4, 64, width, Rules(True))
+    cache.append(on_device(make_cross([3] * 3, layers), cache._rules))
+    slots = slots_of(make_cross([3] * 3, layers), layers, width)
+    write_step(cache, slots, layers, seed=0)
+    for layer in layers:  # the first and the last slot overflow
+        for blocks in cache.past():
+            with cache._arrays.ordered():
+                blocks[layer][:width] = np.nan
+                blocks[layer][-width:] = np.inf
+    cache.remove([0])  # the last moves into the gap
+    cache.remove([0])
+    assert cache.slots == 1
+    assert_holds(cache, slots[1:2], layers)
+    cache.append(on_device(make_cross([5, 2], layers), cache._rules))
+    slots = [slots[1], *slots_of(make_cross([5, 2], layers), layers, width)]
+    assert_holds(cache, slots, layers)
+
+
+def test_a_slot_that_moves_leaves_nothing_of_the_one_that_was_there() -> None:
+    cache = KVCache(INFO, (0,), 4, 64, rules=Rules(True))
+    cache.append(on_device(make_cross([3, 3], (0,)), cache._rules))
+    slots = slots_of(make_cross([3, 3], (0,)), (0,), 1)
+    write_step(cache, slots, (0,), seed=0)
+    for blocks in cache.past():
+        with cache._arrays.ordered():
+            blocks[0][:1] = np.nan
+    cache.remove([0])
+    assert_holds(cache, slots[1:], (0,))

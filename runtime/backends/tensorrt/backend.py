@@ -107,6 +107,11 @@ class TensorRTBackend:
         return False
 
     @property
+    def reads_behind(self) -> bool:
+        """Always: attention goes over all positions, with a mask."""
+        return True
+
+    @property
     def kept_multiple(self) -> int:
         """See `kept_multiple`."""
         return kept_multiple(self._manifest.cache.kv_heads, self._manifest.cache.head_dim)
@@ -144,10 +149,10 @@ class TensorRTBackend:
         self._bound.clear()
         if self._graphs is not None:
             self._graphs.clear()
-        self._encoder.clear()
-        for bridge, decoder in zip(self._bridges, self._decoders, strict=True):
-            bridge.clear()
-            decoder.clear()
+        # The application may hold this object for long, and engines are freed with what holds them.
+        del self._encoder
+        self._bridges.clear()
+        self._decoders.clear()
         self._engines.close()
         self._device.close()
 

@@ -49,20 +49,21 @@ class Library:
         self.remedy = f"run `{command}`"
         self.cache = cache
         self._options = options
-        self._runtime = module.Runtime(self.messages.logger)
-        if self._runtime is None:
-            raise self.messages.failure("does not start", "see `drl-doctor`")
+        try:
+            self._runtime = module.Runtime(self.messages.logger)
+        except TypeError as error:  # the bindings' word for a null pointer: CUDA does not start
+            raise self.messages.failure("does not start", "see `drl-doctor`") from error
         if options.version_compatible:
             self._runtime.engine_host_code_allowed = True
 
-    def load(self, name: str, file: Path, info: EngineInfo) -> "LoadedEngine":
-        """Deserialise an engine, whose file has been checked.
+    def load(self, name: str, file: Path, content: bytes, info: EngineInfo) -> "LoadedEngine":
+        """Deserialise an engine: what was read from its file, and checked.
 
         Raises:
             BackendError: TensorRT refuses it, or the device has no memory for its weights.
         """
         with self.device.failures(f"loading the engine of {name}"):
-            engine = self._runtime.deserialize_cuda_engine(file.read_bytes())
+            engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise self.messages.failure(f"cannot load {file}", self.remedy)
         if self._options.weight_streaming:
@@ -104,6 +105,9 @@ class LoadedEngine:
         library = self._library
         with library.device.failures(f"preparing the engine of {self.name}"):
             context = self._new_context(steps)
+            if context is None:  # perhaps because arrays that nobody uses fill the memory
+                library.device.trim()
+                context = self._new_context(steps)
             if context is None:
                 raise library.messages.failure(
                     f"cannot make a context of {self.name}", library.remedy

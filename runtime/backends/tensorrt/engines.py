@@ -48,10 +48,11 @@ class Engines:
             described.flavour, module, device, described.options, folder.command, cache
         )
         self._cache = cache
+        self._device = device
         names = [path.name for path in manifest.paths]
 
         def load(name: str) -> LoadedEngine:
-            return library.load(name, folder.file(name), folder.engine(name))
+            return library.load(name, folder.file(name), folder.read(name), folder.engine(name))
 
         with device.arrays.ordered():
             self.encoder = load("encoder")
@@ -67,6 +68,7 @@ class Engines:
 
     def close(self) -> None:
         """Drop the engines, which frees their memory once nothing else holds it."""
-        if self._cache is not None:
-            self._cache.save()
-        del self.encoder, self.bridges, self.decoders
+        with self._device.arrays.ordered():
+            if self._cache is not None:
+                self._cache.save()
+            del self.encoder, self.bridges, self.decoders, self.plan

@@ -38,7 +38,8 @@ class StepGraphs:
         self._captured_at = captured_at
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
         self._graphs: OrderedDict[Hashable, tuple[DeviceGraph, Work]] = OrderedDict()
-        self._able = True
+        self._refused: OrderedDict[Hashable, None] = OrderedDict()
+        self._told = False
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -50,7 +51,8 @@ class StepGraphs:
             key: Everything that the step depends on: path, shapes, addresses.
             plain: Puts it on the stream from the context that all steps share.
             prepare: Makes a context for this step alone, and returns what puts the step on the
-                stream from it. Called at most once for as long as the graph is kept.
+                stream from it. Called at most once for as long as the graph is kept, and no more
+                for a step of which no graph can be made: that one runs plainly.
 
         Raises:
             BackendError: The step cannot be run.
@@ -59,8 +61,9 @@ class StepGraphs:
         if found is not None:
             self._graphs.move_to_end(key)
             found[0].launch()
-        elif self._able and self._count(key) >= self._captured_at:
-            self._capture(key, prepare())
+        elif key not in self._refused and self._count(key) >= self._captured_at:
+            if not self._capture(key, prepare):
+                plain()
         else:
             plain()
 
@@ -68,6 +71,7 @@ class StepGraphs:
         """Drop all graphs, and the contexts that they were captured from."""
         self._graphs.clear()
         self._seen.clear()
+        self._refused.clear()
 
     def _count(self, key: Hashable) -> int:
         count = self._seen.pop(key, 0) + 1
@@ -76,25 +80,38 @@ class StepGraphs:
             self._seen.popitem(last=False)
         return count
 
-    def _capture(self, key: Hashable, work: Work) -> None:
-        """Run a step and capture it.
+    def _capture(self, key: Hashable, prepare: Callable[[], Work]) -> bool:
+        """Run a step and capture it; say whether the step has run.
 
         TensorRT does what new shapes ask for in the first run, which must not be captured. That run
         is the step itself: a capture puts nothing on the stream.
         """
-        work()
-        self._device.synchronize()  # what a run allocates is not to happen within a capture
+        ran = False
         try:
+            work = prepare()
+            work()
+            self._device.synchronize()  # what a run allocates is not to happen within a capture
+            ran = True
             graph = self._device.capture(work)
         except BackendError as error:
-            self._able = False
-            warnings.warn(
-                f"decoder steps run without CUDA graphs, which is slower: {error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return
+            self._refuse(key, error)
+            return ran
         self._seen.pop(key, None)
         self._graphs[key] = graph, work  # the work keeps the context
         if len(self._graphs) > self._most:
             self._graphs.popitem(last=False)
+        return True
+
+    def _refuse(self, key: Hashable, error: BackendError) -> None:
+        """Go on without a graph of a step. Others may have one, for example in less memory."""
+        self._seen.pop(key, None)
+        self._refused[key] = None
+        if len(self._refused) > _REMEMBERED:
+            self._refused.popitem(last=False)
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"some decoder steps run without CUDA graphs, which is slower: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )

@@ -12,6 +12,8 @@ from typing import Any
 
 from drl.runtime.backends.tensorrt.manifest import EngineManifest
 
+_MEND = "set XDG_CACHE_HOME to a folder that can be written"
+
 
 def cache_file(engines: EngineManifest) -> Path:
     """Where the kernels of engines are kept: in the user's cache, by what they depend on."""
@@ -31,34 +33,59 @@ class RuntimeCache:
         self._file = file
         self._cache: Any = None
         self._kept = b""
+        self._able = True
 
     def attach(self, config: Any) -> None:
-        """Let a context that is made with a runtime configuration use and fill the cache."""
-        if self._cache is None:
+        """Let a context that is made with a runtime configuration use and fill the cache.
+
+        Warns if there can be none, or if what was kept cannot be read.
+        """
+        if self._cache is None and self._able:
             self._cache = config.create_runtime_cache()
-            if self._file.exists():
-                self._kept = self._file.read_bytes()
+            self._able = self._cache is not None
+            if not self._able:
+                _warn("TensorRT makes no cache for compiled kernels", "see `drl-doctor`")
+                return
+            self._kept = self._read()
+            if self._kept:
                 self._cache.deserialize(self._kept)  # False: for another driver, so begin anew
-        config.set_runtime_cache(self._cache)
+        if self._cache is not None:
+            config.set_runtime_cache(self._cache)
+
+    def _read(self) -> bytes:
+        try:
+            return self._file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
+        except OSError as error:
+            _warn(f"compiled kernels cannot be read from {self._file} ({error.strerror})", _MEND)
+            return b""
 
     def save(self) -> None:
-        """Keep what has been compiled. Warns if the file cannot be written."""
+        """Keep what has been compiled, in the device's order. Warns if that cannot be done."""
         if self._cache is None:
             return
-        content = bytes(self._cache.serialize())
+        memory = self._cache.serialize()
+        if memory is None:
+            _warn("TensorRT does not give its compiled kernels back", "see `drl-doctor`")
+            return
+        content = bytes(memory)
         if content == self._kept:
             return
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             _replace(self._file, content)
         except OSError as error:
-            warnings.warn(
-                f"compiled kernels cannot be kept in {self._file} ({error.strerror}), so the next "
-                "process compiles them again; set XDG_CACHE_HOME to a folder that can be written",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            _warn(f"compiled kernels cannot be kept in {self._file} ({error.strerror})", _MEND)
         self._kept = content
+
+
+def _warn(what: str, mend: str) -> None:
+    warnings.warn(
+        f"{what}, so kernels are compiled again in each process; {mend}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from drl.runtime.backends.limits import BackendLimits, Limit
 from drl.runtime.backends.tensorrt.manifest import ProfileInfo
 from drl.runtime.backends.tensorrt.staging import ALIGNMENT
-from drl.runtime.backends.tensorrt.store import EngineFolder
+from drl.runtime.backends.tensorrt.store import EngineFolder, with_option
 from drl.runtime.errors import BackendError
 from drl.runtime.manifest import Manifest
 
@@ -17,6 +17,7 @@ _FROM_ONE = {"S": "--source", "T": "--new-tokens", "B": "--batch", "R": "--sourc
 # Sources of about the same length enter and leave a cache without it being laid out anew.
 _KEPT_MULTIPLE = 8
 _HALF = 2  # bytes of a key or a value
+_FEWEST = 2  # tokens of a prefix that is not a step of one token
 
 
 def kept_multiple(heads: int, head_dim: int) -> int:
@@ -42,7 +43,7 @@ class EngineSizes:
         sources: Sources of such a step, R.
         source_length: Tokens of a source, S.
         capacity: Positions of the cache, C.
-        command: Builds the engines anew; the options follow.
+        command: Builds the engines anew, with the options that they were built with.
     """
 
     rows: int
@@ -63,6 +64,8 @@ class EngineSizes:
         decoders = [f"decoder.{name}" for name in names]
         for name in (*sources, *decoders):
             _check_smallest(folder, name)
+        for name in decoders:
+            _check_new_tokens(folder, name)
         steps = [
             profile
             for name in decoders
@@ -84,14 +87,14 @@ class EngineSizes:
     def limits(self) -> BackendLimits:
         """What requests are held to."""
         return BackendLimits(
-            rows=Limit(self.rows, f"build larger engines: `{self.command} --batch MIN,OPT,MAX`"),
+            rows=Limit(self.rows, f"build larger engines: `{self._with('--batch')}`"),
             source_length=Limit(
                 self.source_length,
-                f"shorten it, or build larger engines: `{self.command} --source MIN,OPT,MAX`",
+                f"shorten it, or build larger engines: `{self._with('--source')}`",
             ),
             target_length=Limit(
                 self.capacity,
-                f"shorten it, or build larger engines: `{self.command} --cache POSITIONS`",
+                f"shorten it, or build larger engines: `{self._with('--cache', 'POSITIONS')}`",
             ),
         )
 
@@ -99,6 +102,9 @@ class EngineSizes:
         """The next power of two, as far as the engines go."""
         most = min(self.sources, self.rows // width)
         return max(slots, min(1 << (slots - 1).bit_length(), most))
+
+    def _with(self, option: str, value: str = "MIN,OPT,MAX") -> str:
+        return with_option(self.command, option, value)
 
     def _check_cache(self, manifest: Manifest) -> None:
         """Rows of a cache must begin where TensorRT takes tensors."""
@@ -108,8 +114,8 @@ class EngineSizes:
             step = ALIGNMENT // _HALF
             raise BackendError(
                 f"a cache of {self.capacity} positions has rows of {values} values and TensorRT "
-                f"takes multiples of {step}; run `{self.command} --cache POSITIONS` with another "
-                "number"
+                f"takes multiples of {step}; run `{self._with('--cache', 'POSITIONS')}` with "
+                "another number"
             )
 
 
@@ -121,8 +127,19 @@ def _check_smallest(folder: EngineFolder, name: str) -> None:
         if least and min(least) > 1:
             raise BackendError(
                 f"the engine of {name} takes no {dim} below {min(least)}, and requests may come "
-                f"one by one; run `{folder.command} {option} 1,OPT,MAX`"
+                f"one by one; run `{with_option(folder.command, option, '1,OPT,MAX')}`"
             )
+
+
+def _check_new_tokens(folder: EngineFolder, name: str) -> None:
+    """Prefixes have any number of tokens, and so has what is left of one that is cut."""
+    spans = [profile.dims["T"] for profile in folder.engine(name).profiles]
+    several = [least for least, _, most in spans if most > 1]
+    if several and min(several) > _FEWEST:
+        raise BackendError(
+            f"the engine of {name} takes no T of {_FEWEST}, and prefixes may have so many tokens; "
+            f"run `{with_option(folder.command, '--new-tokens', '1,OPT,MAX')}`"
+        )
 
 
 def _most(profiles: Iterable[ProfileInfo], dim: str) -> int:

@@ -183,12 +183,14 @@ class FakeCupy:
         self.streams: list[FakeStream] = []
         self.fault = fault
         self.freed: list[FakeStream] = []
+        self.pinned: list[int] = []  # sizes
+        self.freed_pinned = False
         self.cuda = SimpleNamespace(
             Device=self._device,
             Stream=self._stream,
             UnownedMemory=lambda address, size, owner, index: (address, size, owner),
             MemoryPointer=lambda memory, offset: memory,
-            alloc_pinned_memory=lambda size: bytearray(size),
+            alloc_pinned_memory=self._pinned,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             driver=SimpleNamespace(CUDADriverError=CUDADriverError),
             runtime=SimpleNamespace(
@@ -257,6 +259,13 @@ class FakeCupy:
 
     def get_default_memory_pool(self) -> SimpleNamespace:
         return SimpleNamespace(free_all_blocks=lambda stream: self.freed.append(stream))
+
+    def get_default_pinned_memory_pool(self) -> SimpleNamespace:
+        return SimpleNamespace(free_all_blocks=lambda: setattr(self, "freed_pinned", True))
+
+    def _pinned(self, size: int) -> bytearray:
+        self.pinned.append(size)
+        return bytearray(size)
 
     def _made(self, make: Any, shape: Any, dtype: Any) -> FakeArray:
         if math.prod(shape) * np.dtype(dtype).itemsize > self.limit:

@@ -11,7 +11,7 @@ from drl.runtime import BackendError
 from drl.runtime.backends import cuda
 from drl.runtime.backends.cuda import CudaDevice, open_gpu
 from drl.runtime.gpu import Gpu, GpuReport
-from tests.runtime.backends.fake_cupy import CUDARuntimeError, FakeCupy
+from tests.runtime.backends.fake_cupy import CUDARuntimeError, FakeCupy, OutOfMemoryError
 
 ONE = GpuReport("13.0", (Gpu("NVIDIA L4", "8.9", 24 << 30),))
 
@@ -43,10 +43,10 @@ def test_a_gpu_that_there_is_not_names_those_that_there_are(
         open_gpu(2)
 
 
-def test_missing_cupy_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cupy_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "find_gpus", lambda: ONE)
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(BackendError, match=r'CuPy.* is not installed; .*pip install "drl\[cuda\]"'):
+    with pytest.raises(BackendError, match=r'CuPy.* not installed; .*"cupy-cuda13x\[ctk\]"`$'):
         open_gpu()
 
 
@@ -202,4 +202,46 @@ def test_a_capture_that_fails_leaves_the_stream_in_order(
 
 def test_closing_frees_what_is_kept_for_reuse(device: CudaDevice, cupy: FakeCupy) -> None:
     device.close()
+    assert cupy.freed == cupy.streams
+    assert cupy.freed_pinned
+
+
+def test_memory_that_runs_out_or_cuda_that_fails_in_assignments_is_an_error_of_ours(
+    device: CudaDevice,
+) -> None:
+    message = r"work on the GPU failed: GPU 0 has no memory left \(5\.2 MB of 83\.9 .*; lower max_"
+    with pytest.raises(BackendError, match=message), device.arrays.ordered():
+        raise OutOfMemoryError("Out of memory allocating 512 bytes")
+    message = "work on the GPU failed: cudaErrorIllegalAddress; GPU 0 may have to be used"
+    with pytest.raises(BackendError, match=message), device.arrays.ordered():
+        raise CUDARuntimeError("cudaErrorIllegalAddress")
+
+
+def test_ranking_without_memory_is_an_error_of_ours(cupy: FakeCupy) -> None:
+    device = CudaDevice(cupy, 0)
+    with device.arrays.ordered():
+        logits = device.arrays.zeros((300, 1000), np.float32, "logits")
+        cupy.limit = 1 << 20
+        with pytest.raises(BackendError, match="ranking tokens failed: GPU 0 has no memory left"):
+            device.rank(logits, 4)
+
+
+def test_a_graph_that_does_not_launch_is_an_error_of_ours(device: CudaDevice) -> None:
+    def fault() -> None:
+        raise CUDARuntimeError("cudaErrorLaunchFailure")
+
+    with device.arrays.ordered():
+        graph = device.capture(lambda: device._stream.do(fault))
+        with pytest.raises(BackendError, match="launching a CUDA graph failed: cudaErrorLaunchF"):
+            graph.launch()
+
+
+def test_memory_of_many_megabytes_is_not_page_locked(device: CudaDevice, cupy: FakeCupy) -> None:
+    small, large = (device.pinned((mebi, 1 << 18), np.float32) for mebi in (16, 17))
+    assert small.nbytes, large.nbytes == (16 << 20, 17 << 20)
+    assert cupy.pinned == [16 << 20]
+
+
+def test_trimming_frees_what_is_kept_for_reuse(device: CudaDevice, cupy: FakeCupy) -> None:
+    device.trim()
     assert cupy.freed == cupy.streams

@@ -253,6 +253,26 @@ def test_unknown_devices_are_refused(bundle: Bundle) -> None:
         open_backend(bundle, "tpu")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA failure 2: out of memory ; GPU=0",
+        "Failed to allocate memory for requested buffer of size 1048576",
+        "std::bad_alloc",
+    ],
+)
+def test_a_full_device_is_not_taken_for_a_damaged_bundle(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {said}")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(BackendError, match=r"no memory left to load encoder\.onnx \(.*") as caught:
+        open_backend(bundle)
+    assert "drl-export" not in str(caught.value)
+
+
 def test_a_graph_that_does_not_load_is_one_clear_line(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, folder)

@@ -92,8 +92,12 @@ class FakeTensorRT:
 
     Attributes:
         engines, runtimes, contexts: All that were made; contexts for as long as they live.
+        alive: Engines that live.
         executions: Names of the engines that were put on the stream, outside of captures.
         fail: Names of engines whose next execution is refused.
+        starts: Whether CUDA does.
+        contexts_fit: Contexts are refused from the next one on, until the device was trimmed
+            so often.
     """
 
     ILogger = Logger
@@ -104,13 +108,19 @@ class FakeTensorRT:
     def __init__(self, device: HostDevice, version: str = "11.0.0.1") -> None:
         self.__version__ = version
         self.device = device
-        self.engines: list[Engine] = []
+        self.engines: list[Engine] = []  # proxies, which do not keep them
+        self.alive: weakref.WeakSet[Engine] = weakref.WeakSet()
         self.runtimes: list[Runtime] = []
         self.contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self.executions: list[str] = []
         self.fail: set[str] = set()
+        self.starts = True
+        self.contexts_fit = 0
 
     def Runtime(self, logger: Logger) -> "Runtime":  # noqa: N802
+        if not self.starts:
+            logger.log(Severity.ERROR, "CUDA initialization failure with error: 35.")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         self.runtimes.append(Runtime(self, logger))
         return self.runtimes[-1]
 
@@ -127,7 +137,8 @@ class Runtime:
             self.logger.log(Severity.ERROR, "Serialization assertion magicTag == kMAGIC failed.")
             return None
         engine = Engine(self.library, self.logger, json.loads(content.removeprefix(MAGIC)))
-        self.library.engines.append(engine)
+        self.library.engines.append(weakref.proxy(engine))
+        self.library.alive.add(engine)
         return engine
 
 
@@ -161,10 +172,13 @@ class Engine:
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig()
 
-    def create_execution_context(self, how: Any) -> "Context":
+    def create_execution_context(self, how: Any) -> "Context | None":
         config = how if isinstance(how, RuntimeConfig) else RuntimeConfig()
         strategy = how.strategy if isinstance(how, RuntimeConfig) else how
         assert strategy is Strategy.USER_MANAGED
+        if self.library.device.trims < self.library.contexts_fit:
+            self.logger.log(Severity.ERROR, "createExecutionContext: out of memory")
+            return None
         context = Context(self, config)
         if config.cache is not None:
             config.cache.content = config.cache.content or b"kernels of " + self.name.encode()

@@ -119,6 +119,7 @@ class HostDevice:
         self.capacity = capacity
         self.depth = self.launches = self.captures = 0
         self.closed = False
+        self.trims = 0
         self._queue: list[Work] = []
         self._recording: list[Work] | None = None
 
@@ -187,6 +188,10 @@ class HostDevice:
 
     def synchronize(self) -> None:
         self.flush()
+
+    def trim(self) -> None:
+        assert self.depth
+        self.trims += 1
 
     def close(self) -> None:
         self.flush()

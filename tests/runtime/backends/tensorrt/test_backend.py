@@ -231,9 +231,11 @@ def test_a_closed_engine_gives_its_memory_back(opened: Opened) -> None:
     engine.generate(PROMPTS[:4], max_new_tokens=12)
     assert opened.device.memory.blocks
     engine.close()
-    del engine
     assert opened.device.closed
     assert not opened.library.contexts
+    assert not opened.library.alive
+    assert not any(opened.device.memory.blocks.values())
+    assert engine is not None  # the application may hold it for as long as it likes
 
 
 def test_the_flavour_that_captures_by_itself_is_asked_to_for_steps_and_nothing_else(
@@ -250,3 +252,19 @@ def test_the_flavour_that_captures_by_itself_is_asked_to_for_steps_and_nothing_e
         by_strategy.setdefault(context.config.cuda_graph_strategy, set()).add(new)
     assert by_strategy[CudaGraphs.WHOLE_GRAPH_CAPTURE] == {1}
     assert 1 not in by_strategy[CudaGraphs.DISABLED]
+
+
+def test_contexts_get_the_memory_that_is_only_kept_for_reuse(opened: Opened) -> None:
+    opened.library.contexts_fit = 1
+    opened.engine().generate(PROMPTS[:2], max_new_tokens=4)
+    assert opened.device.trims == 1
+
+
+def test_requests_go_on_where_there_is_no_memory_for_graphs(opened: Opened, exact: Engine) -> None:
+    engine = opened.engine()
+    engine.generate(PROMPTS[:4], max_new_tokens=2, path="fast")  # too few steps for a graph
+    opened.library.contexts_fit = 1000
+    with pytest.warns(RuntimeWarning, match="without CUDA graphs, .* context of decoder.fast"):
+        assert_greedy_agrees(exact, engine, PROMPTS[:4], path="fast", max_new_tokens=12)
+    assert opened.device.launches == 0
+    opened.library.contexts_fit = 0

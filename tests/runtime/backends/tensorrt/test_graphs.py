@@ -96,6 +96,41 @@ def test_a_capture_that_fails_is_told_once_and_steps_go_on(
     for _ in range(3):
         steps.step("a")
     assert steps.ran == ["plain a", "own a", *["plain a"] * 3]
+    assert steps.prepared == ["a"]
+
+
+def test_a_step_without_a_graph_does_not_keep_others_from_theirs(
+    device: HostDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(work: object) -> None:
+        raise BackendError("no graphs of this one")
+
+    steps = Steps(device, StepGraphs(device, captured_at=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "capture", refuse)
+        with pytest.warns(RuntimeWarning, match="no graphs of this"):
+            steps.step("a")
+    for key in "bab":
+        steps.step(key)
+    assert steps.ran == ["own a", "own b", "plain a", "own b"]
+    assert device.launches == 1
+
+
+def test_a_context_that_cannot_be_made_costs_no_request(device: HostDevice) -> None:
+    graphs = StepGraphs(device, captured_at=1)
+    ran: list[str] = []
+
+    def prepare() -> Work:
+        raise BackendError("no memory for a context")
+
+    def plain() -> None:
+        ran.append("plain")
+
+    with device.arrays.ordered():
+        with pytest.warns(RuntimeWarning, match="without CUDA graphs, .*: no memory for a context"):
+            graphs.run("a", plain, prepare)
+        graphs.run("a", plain, prepare)
+    assert ran == ["plain", "plain"]
 
 
 def test_a_step_that_fails_raises_and_is_not_captured(device: HostDevice) -> None:
@@ -104,6 +139,10 @@ def test_a_step_that_fails_raises_and_is_not_captured(device: HostDevice) -> Non
     def broken() -> None:
         raise BackendError("the engine cannot be run")
 
-    with device.arrays.ordered(), pytest.raises(BackendError, match="cannot be run"):
-        graphs.run("a", lambda: None, lambda: broken)
+    with (
+        device.arrays.ordered(),
+        pytest.warns(RuntimeWarning, match="the engine cannot be run"),
+        pytest.raises(BackendError, match="cannot be run"),
+    ):
+        graphs.run("a", broken, lambda: broken)
     assert device.captures == 0

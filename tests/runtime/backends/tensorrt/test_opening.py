@@ -175,3 +175,12 @@ def test_the_fake_writes_the_manifest_that_drl_build_writes(tiny_engines: Path) 
     assert dataclasses.asdict(manifest)["flavour"] == "tensorrt"
     file = tiny_engines / "engines" / NAME / manifest.engines["encoder"].file
     assert file.read_bytes().startswith(MAGIC)
+
+
+def test_a_library_in_which_cuda_does_not_start_says_so(tiny_engines: Path) -> None:
+    library = FakeTensorRT(HostDevice())
+    library.starts = False
+    with pytest.raises(
+        BackendError, match=r"^TensorRT does not start: CUDA init.*error: 35\.; see `drl-doctor`$"
+    ):
+        open_fake(tiny_engines, library.device, library=library)

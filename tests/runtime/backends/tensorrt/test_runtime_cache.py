@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.backends.tensorrt.fake_engines import open_fake
+from tests.runtime.backends.tensorrt.fake_tensorrt import RuntimeCache, RuntimeConfig
 
 
 def run(engines: Path) -> set[bytes]:
@@ -51,3 +52,49 @@ def test_a_flavour_that_compiles_when_building_keeps_nothing(
     with open_fake(tiny_engines).engine() as engine:
         engine.generate([[5, 6, 7]], path="fast", max_new_tokens=3)
     assert not cache_home.exists()
+
+
+def test_what_cannot_be_read_is_told_and_compiled_anew(rtx_engines: Path, cache_home: Path) -> None:
+    run(rtx_engines)
+    (file,) = (cache_home / "drl" / "tensorrt").iterdir()
+    file.unlink()
+    file.mkdir()
+    with pytest.warns(RuntimeWarning) as told:
+        assert run(rtx_engines) == {b"kernels of encoder"}
+    assert "cannot be read from" in str(told[0].message)
+
+
+def test_a_library_that_gives_no_kernels_back_is_told_and_no_failure(
+    rtx_engines: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RuntimeCache, "serialize", lambda self: None)
+    with pytest.warns(RuntimeWarning, match="does not give its compiled kernels back"):
+        run(rtx_engines)
+    assert not cache_home.exists()
+
+
+def test_a_library_that_makes_no_cache_is_told_once_and_no_failure(
+    rtx_engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RuntimeConfig, "create_runtime_cache", lambda self: None)
+    opened = open_fake(rtx_engines, flavour="tensorrt-rtx")
+    with pytest.warns(RuntimeWarning, match="makes no cache") as told, opened.engine() as engine:
+        engine.generate([[5, 6, 7]], path="fast", max_new_tokens=3)
+    assert len(told) == 1
+
+
+def test_kernels_are_kept_in_the_device_s_order(
+    rtx_engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_fake(rtx_engines, flavour="tensorrt-rtx")
+    depths: list[int] = []
+    serialize = RuntimeCache.serialize
+
+    def look(cache: RuntimeCache) -> bytes:
+        depths.append(opened.device.depth)
+        return serialize(cache)
+
+    monkeypatch.setattr(RuntimeCache, "serialize", look)
+    with opened.engine() as engine:
+        engine.generate([[5, 6, 7]], path="fast", max_new_tokens=3)
+    assert depths == [1]

@@ -101,3 +101,19 @@ def test_with_rounded_kept_states_every_source_begins_where_tensorrt_takes_it(
     ]
     assert np.float16().nbytes * heads * head_dim * multiple % 256 == 0
     assert not smaller
+
+
+@pytest.mark.parametrize(("least", "good"), [(1, True), (2, True), (3, False)])
+def test_a_prefill_must_take_two_tokens(least: int, good: bool) -> None:
+    """The shortest prefix that is no step of one token, or what is left of one that was cut."""
+    made = folder()
+    for engine in made.manifest.engines.values():
+        for profile in engine.profiles:
+            if profile.name == "prefill":
+                profile.dims["T"] = (least, 4, 10)
+    if good:
+        assert EngineSizes.of(made, toy()).capacity == 48
+    else:
+        message = r"decoder\.fast takes no T of 2.*`drl-build BUNDLE --new-tokens 1,OPT,MAX`"
+        with pytest.raises(BackendError, match=message):
+            EngineSizes.of(made, toy())
