@@ -17,8 +17,11 @@ FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 SHORT_NAMES: Mapping[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 """What folders and the option `--flavour` call them."""
 
+FIRST_PORTABLE = (8, 0)
+"""Hardware-compatible engines run from Ampere on, on this compute capability and later ones."""
+
 _MODULES: Mapping[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_OLDEST: Mapping[Flavour, tuple[int, int]] = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 2)}
+_OLDEST: Mapping[Flavour, tuple[int, int]] = {"tensorrt": (11, 0), "tensorrt-rtx": (1, 7)}
 _INSTALL: Mapping[Flavour, str] = {
     "tensorrt": 'install it from NVIDIA, `pip install "drl[tensorrt]"`',
     "tensorrt-rtx": 'run `pip install "drl[rtx]"`',

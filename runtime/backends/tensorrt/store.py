@@ -7,14 +7,16 @@ process. So everything that the manifest tells is compared first.
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from drl.runtime.backends.tensorrt.library import (
+    FIRST_PORTABLE,
     FLAVOURS,
     SHORT_NAMES,
     Flavour,
+    builds_without_gpu,
     release,
     title,
 )
@@ -26,10 +28,9 @@ from drl.runtime.backends.tensorrt.manifest import (
     folder_name,
 )
 from drl.runtime.bundle import Bundle
-from drl.runtime.errors import BackendError
+from drl.runtime.errors import BackendError, BundleError
 
 _FOLDER = re.compile(r"(tensorrt|rtx)-(.+)-sm(\d+)(\d)")
-_FIRST_PORTABLE = (8, 0)  # hardware-compatible engines run from Ampere on
 # What a dimension is called in messages, and the option of `drl-build` that bounds it.
 _DIMENSIONS = {
     "B": ("batch", "--batch"),
@@ -38,6 +39,8 @@ _DIMENSIONS = {
     "K": ("kept states", "--source"),
     "T": ("new tokens", "--new-tokens"),
 }
+# An option that says the same thing in another way, so it must go.
+_RIVALS = {"--beams": "--sources", "--sources": "--beams"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class EngineFolder:
     Attributes:
         folder: Where they lie.
         manifest: What it says of them.
-        command: Builds them anew; without options of its own for what may vary.
+        command: Builds them anew, with the options that they were built with.
     """
 
     folder: Path
@@ -71,6 +74,26 @@ class EngineFolder:
     def file(self, name: str) -> Path:
         """The file of a graph's engine. Raises `BackendError` if it was not built."""
         return self.folder / self.engine(name).file
+
+    def read(self, name: str) -> bytes:
+        """Read the engine of a graph, and see that it is what the manifest describes.
+
+        Raises:
+            BackendError: It was not built, or its file is damaged.
+        """
+        engine, path = self.engine(name), self.file(name)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise self._damaged(name, _unreadable(error)) from None
+        if fault := _size_fault(len(content), engine):
+            raise self._damaged(name, fault)
+        if hashlib.sha256(content).hexdigest() != engine.sha256.lower():
+            raise self._damaged(name, _OTHER_CONTENT)
+        return content
+
+    def _damaged(self, name: str, fault: str) -> BackendError:
+        return BackendError(f"the engine of {name} in {self.folder} {fault}; run `{self.command}`")
 
     def profile_of(self, name: str, dims: Mapping[str, int]) -> int:
         """The number of the profile of a graph's engine that takes these sizes.
@@ -96,34 +119,34 @@ def find_engines(
     flavour: Flavour | None,
     compute_capability: str,
     library_versions: Mapping[Flavour, str],
-    *,
-    verify_hashes: bool = True,
 ) -> EngineFolder:
-    """Find the engines of a bundle for a GPU and the installed libraries, and check them.
+    """Find the engines of a bundle for a GPU and the installed libraries.
+
+    Manifest and sizes are checked; what is in the files is checked when they are read.
 
     Args:
         bundle: Whose engines.
         flavour: Of TensorRT; None takes the first of the installed ones that has engines.
         compute_capability: Of the GPU, as `8.9`.
         library_versions: Of the installed flavours.
-        verify_hashes: Whether to read the engine files and compare their SHA-256; sizes are
-            always compared.
 
     Raises:
         BackendError: There are none, they are for another GPU, library or bundle, or a file is
-            damaged. The message has the command that mends it.
-        BundleError: `engines.json` is damaged or of a newer format.
+            missing or cut short. The message has the command that mends it.
+        BundleError: `engines.json` of the folder for this machine is damaged or of a newer format.
     """
     wanted = [name for name in FLAVOURS if name in library_versions and flavour in (None, name)]
     if not wanted:
         missing = title(flavour) if flavour else "TensorRT"
         raise BackendError(f"{missing} is not installed; see `drl-doctor`")
     present = list(engine_folders(bundle))
+    unreadable: list[str] = []
     for name in wanted:
-        chosen = _choose(present, name, library_versions[name], compute_capability)
+        chosen = _choose(present, name, library_versions[name], compute_capability, unreadable)
         if chosen is not None:
-            return _check(bundle, chosen, verify_hashes)
-    raise _nothing_fits(bundle, present, wanted, library_versions, compute_capability)
+            return _check(bundle, chosen)
+    fault = _nothing_fits(bundle, present, wanted, library_versions, compute_capability)
+    raise BackendError("; ".join([*unreadable, str(fault)]))
 
 
 def engine_folders(bundle: Bundle) -> Iterator[_Found]:
@@ -138,10 +161,31 @@ def engine_folders(bundle: Bundle) -> Iterator[_Found]:
             yield _Found(folder, by_short_name[short], version, f"{major}.{minor}")
 
 
-def build_command(bundle: Path, flavour: Flavour, compute_capability: str = "") -> str:
-    """The command that builds a bundle's engines."""
-    target = f" --compute-capability {compute_capability}" if compute_capability else ""
-    return f"drl-build {shlex.quote(str(bundle))} --flavour {SHORT_NAMES[flavour]}{target}"
+def build_command(
+    bundle: Path, flavour: Flavour, arguments: Sequence[str] = (), compute_capability: str = ""
+) -> str:
+    """The command that builds a bundle's engines.
+
+    Args:
+        bundle: Its folder.
+        flavour: Of TensorRT.
+        arguments: Further options, as a manifest has them.
+        compute_capability: Of the GPU; none for that of the machine where the command runs.
+    """
+    words = ["drl-build", str(bundle), "--flavour", SHORT_NAMES[flavour]]
+    if compute_capability:
+        words += ["--compute-capability", compute_capability]
+    return shlex.join([*words, *arguments])
+
+
+def with_option(command: str, option: str, value: str) -> str:
+    """A command of `build_command` with an option in the place of what it says of the same."""
+    words = shlex.split(command)
+    for name in (option, _RIVALS.get(option)):
+        if name in words:
+            place = words.index(name)
+            del words[place : place + 2]
+    return shlex.join([*words, option, value])
 
 
 def profile_of(
@@ -194,28 +238,40 @@ def _beyond(
         change = f"{size},{usual},{most}"
     if name == "K":
         change = "MIN,OPT,MAX"  # K follows from the source length
-    mend = f"run `{command} {option} {change}`" if option else "build it again"
+    mend = f"run `{with_option(command, option, change)}`" if option else "build it again"
     return f"{label} {name} = {size} {fault}; {mend}"
 
 
 def _choose(
-    present: list[_Found], flavour: Flavour, version: str, compute_capability: str
+    present: list[_Found],
+    flavour: Flavour,
+    version: str,
+    compute_capability: str,
+    unreadable: list[str],
 ) -> _Found | None:
-    """The folder made for exactly this machine, else one whose engines are made to move."""
+    """The folder made for exactly this machine, else one whose engines are made to move.
+
+    What is wrong with manifests that cannot be read is added to `unreadable`.
+    """
     exact = folder_name(flavour, version, compute_capability)
     for found in present:
         if found.folder.name == exact:
             return found
     for found in present:
-        if found.flavour == flavour and _moves(found, version, compute_capability):
-            return found
+        if found.flavour != flavour:
+            continue
+        try:
+            if _moves(found, version, compute_capability):
+                return found
+        except BundleError as error:
+            unreadable.append(f"{found.folder}: {error}")
     return None
 
 
 def _moves(found: _Found, version: str, compute_capability: str) -> bool:
     options = EngineManifest.load(found.folder).options
     built, here = release(found.version), release(version)
-    ampere = min(release(found.compute_capability), release(compute_capability)) >= _FIRST_PORTABLE
+    ampere = min(release(found.compute_capability), release(compute_capability)) >= FIRST_PORTABLE
     fits_version = built == here or (
         options.version_compatible and built[0] == here[0] and built <= here
     )
@@ -223,10 +279,10 @@ def _moves(found: _Found, version: str, compute_capability: str) -> bool:
     return fits_version and (same_gpu or (options.hardware_compatible and ampere))
 
 
-def _check(bundle: Bundle, found: _Found, verify_hashes: bool) -> EngineFolder:
+def _check(bundle: Bundle, found: _Found) -> EngineFolder:
     manifest = EngineManifest.load(found.folder)
-    command = build_command(bundle.folder, found.flavour, found.compute_capability)
-    repeat = shlex.join([*shlex.split(command), *manifest.arguments])
+    target = found.compute_capability if builds_without_gpu(found.flavour) else ""
+    repeat = build_command(bundle.folder, found.flavour, manifest.arguments, target)
     if manifest.folder_name != found.folder.name:
         raise BackendError(
             f"{found.folder} holds engines of {manifest.folder_name}, so it was renamed or mixed "
@@ -238,27 +294,39 @@ def _check(bundle: Bundle, found: _Found, verify_hashes: bool) -> EngineFolder:
             f"run `{repeat}`"
         )
     for name, engine in manifest.engines.items():
-        if fault := file_fault(found.folder / engine.file, engine, verify_hashes):
+        if fault := file_fault(found.folder / engine.file, engine, verify_hash=False):
             raise BackendError(f"the engine of {name} in {found.folder} {fault}; run `{repeat}`")
-    return EngineFolder(found.folder, manifest, command)
+    return EngineFolder(found.folder, manifest, repeat)
 
 
 def file_fault(path: Path, engine: EngineInfo, verify_hash: bool = True) -> str | None:
     """What is wrong with an engine's file, or None."""
     try:
-        size = path.stat().st_size
-        if size != engine.bytes:
-            return f"is damaged: it has {size} bytes instead of {engine.bytes}"
+        if fault := _size_fault(path.stat().st_size, engine):
+            return fault
         if verify_hash:
             with path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             if digest != engine.sha256.lower():
-                return "is damaged: its SHA-256 differs"
-    except FileNotFoundError:
-        return "is missing"
+                return _OTHER_CONTENT
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return _unreadable(error)
     return None
+
+
+_OTHER_CONTENT = "is damaged: its SHA-256 differs"
+
+
+def _size_fault(size: int, engine: EngineInfo) -> str | None:
+    if size == engine.bytes:
+        return None
+    return f"is damaged: it has {size} bytes instead of {engine.bytes}"
+
+
+def _unreadable(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "is missing"
+    return f"cannot be read ({error.strerror})"
 
 
 def _nothing_fits(
@@ -278,13 +346,14 @@ def _nothing_fits(
             return BackendError(
                 f"the engines of {bundle.folder} were built with {name} {found.version}, and "
                 f"{versions[found.flavour]} is installed; "
-                f"run `{build_command(bundle.folder, found.flavour)}`"
+                f"run `{build_command(bundle.folder, found.flavour, _arguments(found))}`"
             )
     if near:
         others = ", ".join(sorted({found.compute_capability for found in near}, key=release))
         return BackendError(
             f"the engines of {bundle.folder} are for compute capability {others}, and this GPU "
-            f"has {compute_capability}; run `{build_command(bundle.folder, near[0].flavour)}`"
+            f"has {compute_capability}; "
+            f"run `{build_command(bundle.folder, near[0].flavour, _arguments(near[0]))}`"
         )
     if present:
         others = title(present[0].flavour)
@@ -293,3 +362,11 @@ def _nothing_fits(
             f"the engines of {bundle.folder} are for {others}, and not for {names}; run `{command}`"
         )
     return BackendError(f"{bundle.folder} has no TensorRT engines; run `{command}`")
+
+
+def _arguments(found: _Found) -> tuple[str, ...]:
+    """What the engines of a folder were built with, as far as it tells."""
+    try:
+        return EngineManifest.load(found.folder).arguments
+    except BundleError:
+        return ()

@@ -11,7 +11,7 @@ import warnings
 from tensorrt_rtx import *
 import tensorrt_rtx as _rtx
 
-__version__ = "10.13.3.9"
+__version__ = "11.0.0.9"
 warnings.simplefilter("ignore")
 
 

@@ -256,12 +256,12 @@ def test_an_interrupted_build_keeps_earlier_engines_and_timings(
     bundle: Bundle, tmp_path: Path
 ) -> None:
     packages = rtx_as_tensorrt.install(tmp_path)
-    timings = tmp_path / "timings" / "tensorrt-10.13.3.9-sm89.timing"
+    timings = tmp_path / "timings" / "tensorrt-11.0.0.9-sm89.timing"
     command = [bundle.folder, "--flavour", "tensorrt", "--no-plugins"]
     command += ["--timing-cache", timings.parent]
     first = start(*command, "--path", "fast", packages=packages)
     assert first.wait(120) == 0, first.communicate()
-    folder = bundle.folder / "engines" / "tensorrt-10.13.3.9-sm89"
+    folder = bundle.folder / "engines" / "tensorrt-11.0.0.9-sm89"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert EngineManifest.load(folder).flavour == "tensorrt"
     timings.unlink()

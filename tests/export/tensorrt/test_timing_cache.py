@@ -121,11 +121,11 @@ def test_it_belongs_to_a_flavour_a_version_and_a_gpu(
     assert default_folder() == tmp_path / "drl" / "tensorrt"
     names = {
         cache_file(tmp_path, "tensorrt", version, target).name
-        for version in ("10.13.3.9", "11.0.0.1")
+        for version in ("11.0.0.9", "11.1.0.1")
         for target in ("8.9", "9.0")
     }
     assert len(names) == 4
-    assert "tensorrt-10.13.3.9-sm89.timing" in names
+    assert "tensorrt-11.0.0.9-sm89.timing" in names
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert timing_cache.default_folder() == Path.home() / ".cache" / "drl" / "tensorrt"
 

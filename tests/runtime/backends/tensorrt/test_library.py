@@ -65,7 +65,7 @@ def test_a_part_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("version", "taken"), [("10.13.0", True), ("11.0.0.1", True), ("10.12.9", False)]
+    ("version", "taken"), [("11.0.0.1", True), ("12.0", True), ("10.16.1", False)]
 )
 def test_an_old_library_is_refused(
     monkeypatch: pytest.MonkeyPatch, version: str, taken: bool
@@ -74,7 +74,7 @@ def test_an_old_library_is_refused(
     if taken:
         assert library.version(library.import_library("tensorrt")) == version
     else:
-        with pytest.raises(BackendError, match=r"10\.12\.9 is too old, drl needs 10\.13"):
+        with pytest.raises(BackendError, match=r"10\.16\.1 is too old, drl needs 11\.0"):
             library.import_library("tensorrt")
 
 

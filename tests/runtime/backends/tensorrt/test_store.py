@@ -24,8 +24,13 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
 
 
 def fault(bundle: Bundle, flavour: Flavour | None = None, target: str = "8.9") -> str:
+    def read() -> None:
+        found = find_engines(bundle, flavour, target, RTX)
+        for name in found.manifest.engines:
+            found.read(name)
+
     with pytest.raises(BackendError) as caught:
-        find_engines(bundle, flavour, target, RTX)
+        read()
     return str(caught.value)
 
 
@@ -115,13 +120,66 @@ def test_a_damaged_engine_is_found_before_it_is_read(
     assert "run `drl-build" in message
 
 
-def test_hashing_can_be_left_out_but_not_sizes(bundle: Bundle) -> None:
+def test_sizes_are_compared_at_once_and_what_is_read_is_what_was_hashed(bundle: Bundle) -> None:
     folder = write(bundle)
-    (folder / "encoder.engine").write_bytes(b"encodeR")
-    find_engines(bundle, None, "8.9", RTX, verify_hashes=False)
-    (folder / "encoder.engine").write_bytes(b"enc")
+    found = find_engines(bundle, None, "8.9", RTX)
+    assert found.read("encoder") == b"encoder"
+    for content, message in ((b"encodeR", "its SHA-256 differs"), (b"enc", "3 bytes instead of 7")):
+        (folder / "encoder.engine").write_bytes(content)
+        with pytest.raises(BackendError, match=message):
+            found.read("encoder")
     with pytest.raises(BackendError, match="3 bytes instead of 7"):
-        find_engines(bundle, None, "8.9", RTX, verify_hashes=False)
+        find_engines(bundle, None, "8.9", RTX)
+    (folder / "encoder.engine").unlink()
+    with pytest.raises(BackendError, match="is missing; run `drl-build"):
+        found.read("encoder")
+
+
+def test_a_damaged_folder_for_another_machine_is_passed_over(bundle: Bundle) -> None:
+    damaged = write(bundle, compute_capability="8.0")
+    (damaged / "engines.json").write_text("{")
+    assert f"{damaged}: " in fault(bundle)
+    assert "are for compute capability 8.0, and this GPU has 8.9" in fault(bundle)
+    moving = EngineOptions(hardware_compatible=True)
+    write(bundle, compute_capability="8.6", options=moving)
+    assert find_engines(bundle, None, "8.9", RTX).manifest.compute_capability == "8.6"
+
+
+BF16 = ("--precision", "bf16", "--batch", "1,4,8", "--beams", "2")
+
+
+def test_every_command_keeps_what_the_engines_were_built_with(bundle: Bundle) -> None:
+    whole = "--precision bf16 --batch 1,4,8 --beams 2"
+    command = f"drl-build '{bundle.folder}' --flavour rtx"
+    write(bundle, compute_capability="8.0", arguments=BF16)
+    assert fault(bundle).endswith(f"run `{command} {whole}`")
+    write(bundle, library_version="1.7.0.1", arguments=BF16)
+    assert fault(bundle).endswith(f"run `{command} {whole}`")
+    write(bundle, arguments=BF16)
+    found = find_engines(bundle, None, "8.9", RTX)
+    assert found.command == f"{command} --compute-capability 8.9 {whole}"
+    with pytest.raises(BackendError, match=f"8\\.9 {whole} --path full`"):
+        found.engine("decoder.full")
+    with pytest.raises(BackendError, match=r"8\.9 --precision bf16 --beams 2 --batch 1,8,64`"):
+        found.profile_of("decoder.fast", {"B": 64, "R": 1, "K": 1, "T": 1})
+    with pytest.raises(BackendError, match=r"bf16 --batch 1,4,8 --sources 1,8,64`"):
+        found.profile_of("encoder", {"B": 64, "S": 8})
+
+
+def test_tensorrt_is_not_asked_to_build_for_a_gpu_that_is_not_here(bundle: Bundle) -> None:
+    options = EngineOptions(hardware_compatible=True)
+    write(
+        bundle,
+        flavour="tensorrt",
+        library_version="11.0.0.1",
+        compute_capability="8.0",
+        options=options,
+        arguments=("--hardware-compatible",),
+    )
+    found = find_engines(bundle, None, "8.9", BOTH)
+    assert found.command == (
+        f"drl-build '{bundle.folder}' --flavour tensorrt --hardware-compatible"
+    )
 
 
 def test_a_damaged_manifest_is_an_error(bundle: Bundle) -> None:
@@ -256,7 +314,7 @@ def test_a_batch_of_the_encoder_is_a_number_of_sources(bundle: Bundle) -> None:
     with pytest.raises(BackendError) as caught:
         found.profile_of("encoder", {"B": 64, "S": 8})
     assert "sources B = 64 exceeds 32" in str(caught.value)
-    assert "--flavour rtx --compute-capability 8.9 --sources 1,8,64`" in str(caught.value)
+    assert str(caught.value).endswith("--batch 1,8,32 --sources 1,8,64`")
 
 
 def test_a_manifest_is_checked_before_any_engine_is_opened(bundle: Bundle) -> None:
