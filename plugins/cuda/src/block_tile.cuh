@@ -2,16 +2,10 @@
 // and, where they are more than that, the depth.
 #pragma once
 
-#include "config.cuh"
 #include "groups.cuh"
 #include "product.cuh"
 
 namespace drl {
-
-// Blocks that a multiprocessor has registers for: few rows leave some over, and then one block
-// reads memory while another finds its slots or sums up. Narrow tiles of int8 have more weights
-// under way, and would spill.
-constexpr int kResident = DRL_TILES == 1 && !(DRL_SCALED && DRL_COLUMNS == 4) ? 2 : 1;
 
 // kMatrices products at once (up and gate), each over kWarpRows · kTiles · 16 rows and kWarpColumns
 // tiles of columns.

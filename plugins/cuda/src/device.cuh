@@ -56,11 +56,15 @@ __device__ inline void load_once(unsigned (&words)[1], const void* address) {
   asm("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(words[0]) : "l"(address));
 }
 
-// 16 bytes that other warps read too.
+// 16 or 8 bytes that other warps read too.
 __device__ inline void load_often(unsigned (&words)[4], const void* address) {
   asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
       : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
       : "l"(address));
+}
+
+__device__ inline void load_often(unsigned (&words)[2], const void* address) {
+  asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(address));
 }
 
 // c += a · b for a warp: a is 16 rows by 16, b is 16 by 8 columns, in the layout of the

@@ -141,9 +141,9 @@ class WarpTile {
     }
   }
 
-  // Eight k of a row.
-  template <bool kAligned>
-  __device__ static void load_row(unsigned (&words)[4], const Operands<F, W>& given, int row,
+  // Four or eight k of a row.
+  template <bool kAligned, int kCount>
+  __device__ static void load_row(unsigned (&words)[kCount], const Operands<F, W>& given, int row,
                                   int k) {
     clear(words);
     if (row < 0 || k >= given.depth) return;
@@ -175,28 +175,30 @@ class WarpTile {
   __device__ static void multiply_step(float (&acc)[kTiles][kColumns][4],
                                        const Operands<F, W>& given, const int (&rows)[2 * kTiles],
                                        const Weights& weights, int step_k) {
+    // 16 bytes of a row serve two blocks; where registers are scarce, 8 bytes one.
+    constexpr int kServed = kTiles * kColumns < 16 ? 2 : 1;
+    unsigned x[2 * kTiles][2 * kServed];
 #pragma unroll
-    for (int pair = 0; pair < kBlocks / 2; ++pair) {  // two blocks take 16 bytes of each row
-      unsigned x[2 * kTiles][4];
+    for (int block = 0; block < kBlocks; ++block) {
+      if (block % kServed == 0) {
 #pragma unroll
-      for (int i = 0; i < 2 * kTiles; ++i) {
-        load_row<kAligned>(x[i], given, rows[i], first_k(step_k) + 8 * pair);
+        for (int i = 0; i < 2 * kTiles; ++i) {
+          load_row<kAligned>(x[i], given, rows[i], first_k(step_k) + 4 * block);
+        }
       }
+      const int word = block % kServed * 2;
+      unsigned own[4][kColumns / 2];
+      widen_block(own, weights[block]);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        unsigned own[4][kColumns / 2];
-        widen_block(own, weights[2 * pair + half]);
+      for (int j = 0; j < kColumns; ++j) {
+        const unsigned choice = j % 2 == 0 ? 0x5410 : 0x7632;
+        const unsigned b0 = __byte_perm(own[0][j / 2], own[1][j / 2], choice);
+        const unsigned b1 = __byte_perm(own[2][j / 2], own[3][j / 2], choice);
 #pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          const unsigned choice = j % 2 == 0 ? 0x5410 : 0x7632;
-          const unsigned b0 = __byte_perm(own[0][j / 2], own[1][j / 2], choice);
-          const unsigned b1 = __byte_perm(own[2][j / 2], own[3][j / 2], choice);
-#pragma unroll
-          for (int m = 0; m < kTiles; ++m) {
-            const unsigned a[4] = {x[2 * m][2 * half], x[2 * m + 1][2 * half],
-                                   x[2 * m][2 * half + 1], x[2 * m + 1][2 * half + 1]};
-            multiply(F{}, acc[m][j], a, b0, b1);
-          }
+        for (int m = 0; m < kTiles; ++m) {
+          const unsigned a[4] = {x[2 * m][word], x[2 * m + 1][word], x[2 * m][word + 1],
+                                 x[2 * m + 1][word + 1]};
+          multiply(F{}, acc[m][j], a, b0, b1);
         }
       }
     }

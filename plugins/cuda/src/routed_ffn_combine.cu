@@ -126,7 +126,7 @@ static __device__ void combine(const Weights& given, const int* expert_ids, int 
 
 }  // namespace drl
 
-extern "C" __global__ void __launch_bounds__(256, drl::kResident)
+extern "C" __global__ void __launch_bounds__(256)
     drl_routed_ffn_combine(const drl::F* __restrict__ inner,      // [tokens, k, depth]
                            const int* __restrict__ expert_ids,    // [tokens, k]
                            const float* __restrict__ gates,       // [tokens, k]

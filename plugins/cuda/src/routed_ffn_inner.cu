@@ -25,7 +25,7 @@ __device__ inline float times_scale(float sum, const float* scale, long long ind
 
 }  // namespace drl
 
-extern "C" __global__ void __launch_bounds__(256, drl::kResident)
+extern "C" __global__ void __launch_bounds__(256)
     drl_routed_ffn_inner(const drl::F* __restrict__ hidden,         // [tokens, width]
                          const int* __restrict__ expert_ids,        // [tokens, k]
                          const drl::W* __restrict__ up,             // [experts, width, inner]
