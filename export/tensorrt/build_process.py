@@ -9,14 +9,15 @@ import os
 import sys
 import threading
 import time
-from importlib import import_module
 from typing import Any, TextIO
 
 from drl.export.tensorrt import timing_cache
 from drl.export.tensorrt.events import Events, open_monitor
 from drl.export.tensorrt.job import Job
 from drl.export.tensorrt.network import ParseError, configure, parse
+from drl.plugins.cuda import compile as kernel_compiler
 from drl.plugins.cuda.errors import CudaKernelError
+from drl.plugins.cuda.trt import register
 from drl.runtime.backends.tensorrt.library import import_library
 from drl.runtime.errors import DrlError, ExportError
 
@@ -43,8 +44,8 @@ def main() -> None:
     except OSError as error:
         events.send(
             "error",
-            message=f"cannot write the engine of {job.name}: {error.strerror or error}; nothing "
-            "was changed, make room and run the command again",
+            message=f"cannot write the engine of {job.name}: {error.strerror or error}; "
+            "make room and run the command again",
         )
         sys.exit(1)
 
@@ -53,8 +54,8 @@ def _build(job: Job, events: Events, stop: threading.Event) -> None:
     began = time.perf_counter()
     library = import_library(job.flavour)
     if job.plugins:
-        _register_plugins(library)
-    network = parse(library, job.graph, job.plugins, events)
+        register_plugins(library, job)
+    network = parse(library, job.graph, bool(job.plugins), events)
     monitor = open_monitor(library, events, stop.is_set)
     config = configure(network, job, monitor)
     if job.timing_cache is not None:
@@ -80,10 +81,21 @@ def _build(job: Job, events: Events, stop: threading.Event) -> None:
     )
 
 
-def _register_plugins(library: Any) -> None:
+def register_plugins(library: Any, job: Job) -> None:
+    """Register a job's plugins with TensorRT, which compiles them while it builds.
+
+    Raises:
+        ExportError: They do not run on the GPU, their compiler is missing, or this TensorRT takes
+            no such plugins.
+    """
     try:
-        import_module("drl.plugins.cuda.trt").register(library)
-    except (ImportError, CudaKernelError) as error:
+        if job.plugin_architecture < min(kernel_compiler.ARCHITECTURES):
+            raise CudaKernelError(
+                f"the kernels need compute capability 8.0, and not {job.compute_capability}"
+            )
+        kernel_compiler.version()  # an error within TensorRT's calls would be lost in its log
+        register(library, job.plugins, job.plugin_architecture)
+    except CudaKernelError as error:
         raise ExportError(
             f"the plugins cannot be made ({error}); mend that, or build with --no-plugins"
         ) from error

@@ -1,5 +1,6 @@
 """The recipe: a bundle's canonical graphs to the engines that lie in it."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -13,11 +14,17 @@ from drl.export.tensorrt.folder_build import FolderBuild
 from drl.export.tensorrt.folder_plan import plan_folder
 from drl.export.tensorrt.options import BuildOptions
 from drl.export.tensorrt.progress import Progress, Silence
-from drl.export.tensorrt.report import BuildReport
+from drl.export.tensorrt.report import BuildReport, FolderReport
 from drl.export.tensorrt.sizes import fit
 from drl.export.tensorrt.targets import check_flavour, choose_targets
 from drl.export.tensorrt.wanted import check_range, lower
-from drl.runtime.backends.tensorrt.library import SHORT_NAMES, Flavour, import_library, version
+from drl.runtime.backends.tensorrt.library import (
+    SHORT_NAMES,
+    Flavour,
+    import_library,
+    keeps_timings,
+    version,
+)
 from drl.runtime.bundle import Bundle
 from drl.runtime.errors import BackendError, ExportError, nearest_name
 from drl.runtime.gpu import GpuReport, find_gpus
@@ -69,10 +76,11 @@ def build_engines(
             gate = check_range(bundle, options, progress)
         progress.stage("")
         notes: list[str] = []
-        folders = [
-            FolderBuild(bundle, options, lowering, plan, processes, progress, work, notes).run()
-            for plan in plans
+        options = _one_at_a_time(options, progress, notes)
+        builds = [
+            FolderBuild(options, lowering, plan, processes, progress, work, notes) for plan in plans
         ]
+        folders = _run(builds)
     wanted = lowering.wanted
     return BuildReport(
         flavour=options.flavour,
@@ -87,6 +95,30 @@ def build_engines(
         folders=tuple(folders),
         warnings=tuple(dict.fromkeys(notes)),
     )
+
+
+def _one_at_a_time(options: BuildOptions, progress: Progress, notes: list[str]) -> BuildOptions:
+    """Keep builds apart that measure kernels: on one GPU they would measure each other."""
+    if options.jobs == 1 or not keeps_timings(options.flavour):
+        return options
+    note = "engines are built one at a time, since TensorRT measures kernels on the GPU (--jobs)"
+    notes.append(note)
+    progress.note(note)
+    return dataclasses.replace(options, jobs=1)
+
+
+def _run(builds: Sequence[FolderBuild]) -> list[FolderReport]:
+    """Build folder after folder; an error says which are done."""
+    done: list[FolderReport] = []
+    for build in builds:
+        try:
+            done.append(build.run())
+        except ExportError as error:
+            if not done:
+                raise
+            targets = ", ".join(folder.compute_capability for folder in done)
+            raise ExportError(f"{error}; the engines for {targets} are done and stay") from error
+    return done
 
 
 def _import(flavour: Flavour) -> Any:

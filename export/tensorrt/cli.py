@@ -64,7 +64,7 @@ _RANGE: dict[str, Any] = {"metavar": "MIN,OPT,MAX", "callback": _read_range}
     type=click.Choice(get_args(Precision)),
     default="fp16",
     show_default=True,
-    help="Of weights and activations; norms, softmax and routers are fp32. bf16 has the range of "
+    help="Of weights and activations; norms and routers are fp32. bf16 has the range of "
     "fp32, which T5 needs. fp8: products in 8 bits, from compute capability 8.9 on.",
 )
 @click.option("--batch", **_RANGE, help="Rows of the decoder: sources times beams. [1,8,32]")
@@ -93,7 +93,13 @@ _RANGE: dict[str, Any] = {"metavar": "MIN,OPT,MAX", "callback": _read_range}
 @click.option("--path", "paths", multiple=True, metavar="NAME", help="Only this path; repeatable.")
 @click.option("--force", is_flag=True, help="Build what is up to date, too.")
 @click.option("--no-gate", is_flag=True, help="Do not run the graphs to see that fp16 holds them.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="At a time.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Engines to build at a time; with tensorrt it is one.",
+)
 @click.option(
     "--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds an engine."
 )

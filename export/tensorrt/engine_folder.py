@@ -7,10 +7,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from drl.export.folders import replace_folder
+from drl.export.folders import replace_folder, restore_replaced
 from drl.runtime.backends.tensorrt.library import Flavour, release
 from drl.runtime.backends.tensorrt.manifest import (
     ENGINES_FOLDER,
@@ -29,6 +30,7 @@ except ImportError:  # Windows: two builds of one bundle at a time are not kept 
 
 _LOCK = ".lock"
 _PARTIAL = ".partial-"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -42,22 +44,25 @@ def open_engines(bundle: Bundle) -> Iterator[Path]:
         ExportError: The bundle cannot be written to, the disk is full, or another build is at it.
     """
     root = bundle.folder / ENGINES_FOLDER
-    try:
-        root.mkdir(exist_ok=True)
-        with _lock(root):
-            try:
+    with _writing(root):
+        lock = _take_lock(root)
+    with closing(lock):
+        try:
+            with _writing(root):
+                restore_replaced(root)
                 for left in root.glob(f"{_PARTIAL}*"):
                     shutil.rmtree(left, ignore_errors=True)
-                with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=root) as work:
-                    yield Path(work)
+                work = tempfile.mkdtemp(prefix=_PARTIAL, dir=root)
+            try:
+                yield Path(work)
+            except OSError as error:  # of the graphs, most likely; others have names of their own
+                if error.errno not in _FULL:
+                    raise
+                raise _cannot_write(root, error) from error
             finally:
-                _remove_if_bare(root)
-    except OSError as error:
-        room = ", make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise ExportError(
-            f"cannot write {root}: {error.strerror or error}; nothing was changed{room} and run "
-            "the command again"
-        ) from error
+                shutil.rmtree(work, ignore_errors=True)
+        finally:
+            _remove_if_bare(root)
 
 
 def read_earlier(folder: Path) -> EngineManifest | None:
@@ -91,15 +96,19 @@ def store(work: Path, root: Path, manifest: EngineManifest, files: Mapping[str, 
 
     Returns:
         The engine folder.
+
+    Raises:
+        ExportError: It cannot be written, and is as it was.
     """
     finished = work / manifest.folder_name
-    finished.mkdir()
-    for name, file in files.items():
-        _place(file, finished / manifest.engines[name].file)
-    text = json.dumps(manifest.to_document(), indent=2, ensure_ascii=False)
-    (finished / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
     destination = root / manifest.folder_name
-    replace_folder(finished, destination)
+    with _writing(destination):
+        finished.mkdir()
+        for name, file in files.items():
+            _place(file, finished / manifest.engines[name].file)
+        text = json.dumps(manifest.to_document(), indent=2, ensure_ascii=False)
+        (finished / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+        replace_folder(finished, destination)
     return destination
 
 
@@ -125,20 +134,52 @@ def _place(file: Path, destination: Path) -> None:
 
 
 @contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    with (root / _LOCK).open("a") as stream:
-        if fcntl is not None:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ExportError(
-                    f"another build is at {root}; wait until it is done, or stop it"
-                ) from None
+def _writing(folder: Path) -> Iterator[None]:
+    """Tell which folder cannot be written. Raises `ExportError`."""
+    try:
         yield
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(folder: Path, error: OSError) -> ExportError:
+    room = ", make room" if error.errno in _FULL else ""
+    return ExportError(
+        f"cannot write {folder}: {error.strerror or error}; nothing was changed there{room} and "
+        "run the command again"
+    )
+
+
+def _take_lock(root: Path) -> IO[str]:
+    """Lock a folder, which is made if it is not there; until the file is closed.
+
+    The last build that leaves nothing behind removes the folder with its lock. So a lock counts
+    only if its file still has its name when it is got.
+    """
+    while True:
+        root.mkdir(exist_ok=True)
+        try:
+            stream = (root / _LOCK).open("a")
+        except FileNotFoundError:  # the folder was removed in between
+            continue
+        if fcntl is None:
+            return stream
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(stream.fileno()), (root / _LOCK).stat()):
+                return stream
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            stream.close()
+            raise ExportError(
+                f"another build is at {root}; wait until it is done, or stop it"
+            ) from None
+        stream.close()
 
 
 def _remove_if_bare(root: Path) -> None:
-    """Leave no folder behind that holds nothing but the lock."""
+    """Leave no folder behind that holds nothing but the lock, which the caller has."""
     with suppress(OSError):  # another build may come in between, and then it is not bare
         if [path.name for path in root.iterdir()] == [_LOCK]:
             (root / _LOCK).unlink()

@@ -18,17 +18,13 @@ from drl.export.tensorrt.report import EngineReport, FolderReport
 from drl.export.tensorrt.wanted import Lowering
 from drl.runtime.backends.tensorrt.library import keeps_timings
 from drl.runtime.backends.tensorrt.manifest import EngineInfo, EngineManifest
-from drl.runtime.bundle import Bundle
 from drl.runtime.errors import ExportError
-
-_LEAST_HEAD, _HEAD_STEP = 16, 8  # as TensorRT for RTX 1.7 was found to build
 
 
 @dataclass
 class FolderBuild:
     """Building the engines for one GPU."""
 
-    bundle: Bundle
     options: BuildOptions
     lowering: Lowering
     plan: FolderPlan
@@ -90,10 +86,7 @@ class FolderBuild:
                 self.progress.note(event["message"])
 
         self.progress.engine(label, self.plan.reasons[name])
-        try:
-            built = self.processes.build(self._job(name), listen)
-        except ExportError as error:
-            raise ExportError(f"{error}{_head_note(self.bundle)}") from None
+        built = self.processes.build(self._job(name), listen)
         self.progress.built(label, built.seconds)
         return built
 
@@ -112,7 +105,7 @@ class FolderBuild:
             compute_capability=self.plan.target,
             profiles=tuple(profile.shapes for profile in wanted.graphs[name].profiles),
             options=wanted.options,
-            plugins=bool(wanted.plugins),
+            plugins=wanted.graphs[name].plugins,
             timing_cache=cache,
         )
 
@@ -153,15 +146,4 @@ def _manifest(wanted: Wanted, target: str, engines: Mapping[str, EngineInfo]) ->
         bundle=wanted.bundle,
         arguments=wanted.arguments,
         engines=engines,
-    )
-
-
-def _head_note(bundle: Bundle) -> str:
-    """Name a size of heads that fused attention has no kernels for: it may be the reason."""
-    width = bundle.manifest.cache.head_dim
-    if width % _HEAD_STEP == 0 and width >= _LEAST_HEAD:
-        return ""
-    return (
-        f"; its attention has kernels for heads of {_LEAST_HEAD} values and more, in steps of "
-        f"{_HEAD_STEP}, and this model has heads of {width}"
     )

@@ -77,8 +77,21 @@ def configure(network: Network, job: Job, monitor: Any) -> Any:
             f"{job.name}: {error}"
         ) from None
     # Routers choose experts by products in fp32: TF32 would round them to ten bits.
-    config.clear_flag(network.library.BuilderFlag.TF32)
+    flags = network.library.BuilderFlag
+    config.clear_flag(flags.TF32)
+    if (
+        _steps(job)
+        and not job.options.weight_streaming
+        and hasattr(flags, "REQUIRE_USER_ALLOCATION")
+    ):
+        # An engine that allocates while it runs cannot be captured in a CUDA graph.
+        config.set_flag(flags.REQUIRE_USER_ALLOCATION)
     return config
+
+
+def _steps(job: Job) -> bool:
+    """Whether the engine runs the same shapes over and over."""
+    return job.name.startswith("decoder")
 
 
 def _create_config(network: Network, job: Job, monitor: Any) -> Any:

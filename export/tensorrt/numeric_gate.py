@@ -18,6 +18,14 @@ _CAPACITY = 32
 _LARGEST: Mapping[str, float] = {"fp16": float(np.finfo(np.float16).max)}
 
 
+def can_overflow(precision: str) -> bool:
+    """Whether a precision has a smaller range than float32, and `check_precision` looks at it.
+
+    fp8 has scales for what it rounds, and takes bf16 for the rest where fp16 would overflow.
+    """
+    return precision in _LARGEST
+
+
 def check_precision(bundle: Bundle, precision: str) -> None:
     """Run the lowered graphs in float32 on sample inputs, and see whether all values fit.
 
@@ -33,7 +41,7 @@ def check_precision(bundle: Bundle, precision: str) -> None:
         ExportError: A tensor leaves the range of the precision; names the one that goes furthest,
             its layer, and the way out.
     """
-    if precision not in _LARGEST:
+    if not can_overflow(precision):
         return
     graphs = _small_graphs(bundle, plugins=False)
     check_range(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from drl.plugins.cuda.plugin_nodes import PluginForm
 from drl.runtime.backends.tensorrt.library import Flavour
 from drl.runtime.backends.tensorrt.manifest import EngineOptions, ProfileInfo
 from drl.runtime.manifest import TensorInfo
@@ -13,18 +14,18 @@ class WantedGraph:
     """A lowered graph.
 
     Attributes:
-        sha256: Of the graph, weights included.
+        sha256: Of the graph before plugins took the place of operators, weights included.
         inputs: Of the graph, in its order; dimensions that vary by name.
         outputs: Likewise.
         profiles: To build it with.
-        plugins: Names of the plugins that it uses.
+        plugins: That it is built with.
     """
 
     sha256: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     profiles: tuple[ProfileInfo, ...]
-    plugins: frozenset[str] = frozenset()
+    plugins: tuple[PluginForm, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Wanted:
         precision: Of the lowered graphs.
         capacity: Positions of the KV cache.
         candidates: How many of the largest logits the decoder tells.
-        plugins: SHA-256 of every plugin that is available, by name.
+        plugins: SHA-256 of every plugin that a graph is built with, by name.
         options: Properties of the engines.
         bundle: Digest of what the graphs were lowered from.
         arguments: Options of `drl-build` that ask for the same.

@@ -63,7 +63,7 @@ def _graph(wanted: Wanted, name: str, earlier: EngineManifest) -> Iterator[str]:
 
 
 def _plugins(wanted: Wanted, name: str, earlier: EngineManifest) -> Iterator[str]:
-    used = wanted.graphs[name].plugins
+    used = [form.name for form in wanted.graphs[name].plugins]
     same_graph = earlier.engines[name].graph_sha256 == wanted.graphs[name].sha256
     if same_graph and any(earlier.plugins.get(n) != wanted.plugins[n] for n in used):
         yield "plugins changed"

@@ -49,7 +49,8 @@ class BuildReport:
         capacity: Positions of the KV cache.
         candidates: How many of the largest logits the decoder tells.
         plugins: Whether routed layers run as plugins.
-        gate: `passed`, `skipped`, or `not needed` where nothing was built.
+        gate: `passed`, `skipped`, or `not needed` where nothing was built or the precision cannot
+            overflow.
         lowering_seconds: That lowering took.
         seconds: That everything took.
         folders: One for each GPU.

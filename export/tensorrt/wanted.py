@@ -11,7 +11,7 @@ from drl.export.tensorrt.graph_digest import GraphDigests
 from drl.export.tensorrt.lowering import LoweredGraph, LoweringOptions, lower_bundle
 from drl.export.tensorrt.options import BuildOptions
 from drl.export.tensorrt.plan import Wanted, WantedGraph
-from drl.export.tensorrt.plugins import plugin_digests, used_plugins
+from drl.export.tensorrt.plugins import plugin_digests, put_plugins
 from drl.export.tensorrt.profiles import profiles_of
 from drl.export.tensorrt.progress import Progress
 from drl.export.tensorrt.sizes import Dimensions
@@ -70,15 +70,14 @@ def lower(
     lowered = lower_bundle(bundle, how, folder, before)
     digests = GraphDigests(folder)
     graphs = {graph.name: _want(bundle, graph, sizes, digests, plugins) for graph in lowered}
-    used = {name for graph in graphs.values() for name in graph.plugins}
-    available = plugin_digests() if used else {}
+    used = {form.name for graph in graphs.values() for form in graph.plugins}
     wanted = Wanted(
         flavour=options.flavour,
         library_version=library_version,
         precision=options.precision,
         capacity=sizes.capacity,
         candidates=candidates,
-        plugins={name: available[name] for name in sorted(used)},
+        plugins=plugin_digests(used) if used else {},
         options=options.engine,
         bundle=bundle_digest(bundle.manifest),
         arguments=options.arguments(),
@@ -92,12 +91,13 @@ def _want(
 ) -> WantedGraph:
     path = None if graph.path is None else bundle.manifest.paths[graph.path]
     inputs = tuple(_tensor(value) for value in graph.model.graph.inputs)
+    sha256 = digests.digest(graph.name)  # of the operators, whatever their plugins look like
     return WantedGraph(
-        sha256=digests.digest(graph.name),
+        sha256=sha256,
         inputs=inputs,
         outputs=tuple(_tensor(value) for value in graph.model.graph.outputs),
         profiles=profiles_of(graph.name, path, inputs, sizes),
-        plugins=used_plugins(graph.model) if plugins else frozenset(),
+        plugins=put_plugins(graph, digests.folder) if plugins else (),
     )
 
 
@@ -123,15 +123,18 @@ def check_range(bundle: Bundle, options: BuildOptions, progress: Progress) -> st
     """Refuse a precision that cannot hold a value of the graphs, as they run on sample inputs.
 
     Returns:
-        `passed`, or `skipped` where it was turned off.
+        `passed`, `skipped` where it was turned off, or `not needed` where the precision has the
+        range of fp32 or is chosen by the range.
 
     Raises:
         ExportError: A value is too large; the message names the tensor.
     """
     if not options.gate:
         return "skipped"
-    from drl.export.tensorrt.numeric_gate import check_precision
+    from drl.export.tensorrt.numeric_gate import can_overflow, check_precision
 
+    if not can_overflow(options.precision):
+        return "not needed"
     progress.stage(f"checking the range of {options.precision}")
     check_precision(bundle, options.precision)
     return "passed"

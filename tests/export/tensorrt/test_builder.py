@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import onnx
 import pytest
 
 from drl.export import ExportOptions, export
-from drl.export.tensorrt import folder_build, plugins, wanted
+from drl.export.tensorrt import builder, engine_folder, plugins, wanted
 from drl.export.tensorrt.builder import build_engines
+from drl.export.tensorrt.engine_folder import open_engines
 from drl.export.tensorrt.engine_process import Built, EngineProcesses
 from drl.export.tensorrt.job import Job
 from drl.export.tensorrt.options import BuildOptions
@@ -320,25 +322,12 @@ def snapshot(bundle: Bundle) -> dict[str, bytes]:
     }
 
 
-def test_a_failure_names_a_size_of_heads_that_has_no_kernels(bundle: Bundle) -> None:
-    cache = dataclasses.replace(bundle.manifest.cache, head_dim=12)
-    odd = Bundle(bundle.folder, dataclasses.replace(bundle.manifest, cache=cache))
-    with pytest.raises(ExportError) as caught:
-        build(odd, processes=FakeProcesses(fail_at("decoder.full")))
-    assert "heads of 16 values and more, in steps of 8, and this model has heads of 12" in str(
-        caught.value
-    )
-    with pytest.raises(ExportError) as caught:
-        build(bundle, processes=FakeProcesses(fail_at("decoder.full")))
-    assert "heads" not in str(caught.value)
-
-
 def test_a_failure_keeps_the_gpus_that_are_done(bundle: Bundle) -> None:
     def fail(job: Job) -> None:
         if job.compute_capability == "12.0":
             raise ExportError("no")
 
-    with pytest.raises(ExportError):
+    with pytest.raises(ExportError, match=r"^no; the engines for 8\.0 are done and stay$"):
         build(bundle, change(targets=("8.0", "12.0")), FakeProcesses(fail))
     assert len(EngineManifest.load(the_folder(bundle, "80")).engines) == len(NAMES)
     assert not list((bundle.folder / "engines").glob("*sm120*"))
@@ -402,12 +391,80 @@ def test_a_disk_that_fills_up_is_an_error(bundle: Bundle, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder_build, "store", fail)
-    with pytest.raises(
-        ExportError, match="No space left on device; nothing was changed, make room"
-    ):
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_folder, "replace_folder", fail)
+        with pytest.raises(
+            ExportError, match="sm89: No space left on device; nothing was changed there, make room"
+        ):
+            build(bundle)
+    assert not (bundle.folder / "engines").exists()
+    monkeypatch.setattr(wanted, "lower_bundle", fail)
+    with pytest.raises(ExportError, match=r"cannot write .*engines: No space left on device"):
+        build(bundle)
+
+
+def test_an_error_that_has_nothing_to_do_with_the_folder_keeps_its_name(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file", "weights.bin")
+
+    monkeypatch.setattr(wanted, "lower_bundle", fail)
+    with pytest.raises(FileNotFoundError, match=r"weights\.bin"):
         build(bundle)
     assert not (bundle.folder / "engines").exists()
+
+
+def test_engines_that_a_killed_build_moved_aside_come_back(bundle: Bundle) -> None:
+    build(bundle)
+    folder = the_folder(bundle)
+    aside = folder.parent / f".{folder.name}.replaced-abc"
+    aside.mkdir()
+    folder.rename(aside / folder.name)
+    (folder.parent / ".rtx-1-sm80.replaced-x").mkdir()
+    assert reasons(build(bundle)) == {}
+    assert sorted(p.name for p in folder.parent.iterdir()) == [".lock", folder.name]
+
+
+def test_a_lock_whose_file_was_removed_does_not_count(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another build removes the folder between opening the lock's file and locking it."""
+    root = bundle.folder / "engines"
+    flock = engine_folder.fcntl.flock
+    locked: list[Path] = []
+
+    def late(stream: Any, how: int) -> None:
+        if not locked:
+            (root / ".lock").unlink()
+            root.rmdir()
+        locked.append(root)
+        flock(stream, how)
+
+    monkeypatch.setattr(engine_folder.fcntl, "flock", late)
+    with open_engines(bundle), pytest.raises(ExportError, match="another build is at"):
+        build(bundle)
+    assert len(locked) == 3
+
+
+def test_timings_are_measured_one_at_a_time(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = threading.Lock()
+
+    def alone(job: Job) -> None:
+        assert busy.acquire(blocking=False)
+        time.sleep(0.02)
+        busy.release()
+
+    monkeypatch.setattr(builder, "keeps_timings", lambda flavour: True)
+    report = build(bundle, change(jobs=3), FakeProcesses(alone))
+    assert [w for w in report.warnings if "built one at a time" in w]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_a_range_that_nobody_looked_at_is_not_said_to_hold(bundle: Bundle, precision: Any) -> None:
+    assert build(bundle, change(precision=precision, gate=True)).gate == "not needed"
 
 
 def test_an_engine_without_an_input_of_its_graph_is_an_error(bundle: Bundle) -> None:
@@ -453,41 +510,18 @@ def test_a_quantised_bundle_has_nothing_to_build_from(
     assert not (tmp_path / "int8" / "engines").exists()
 
 
-def test_plugins_that_change_make_their_graphs_stale(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sources = {"ExpertRoute": "1", "RoutedFFNInner": "2"}
-    monkeypatch.setattr(wanted, "takes_plugins", lambda flavour: True)
-    monkeypatch.setattr(wanted, "plugin_digests", lambda: sources)
-    monkeypatch.setattr(
-        wanted,
-        "used_plugins",
-        lambda model: frozenset(["ExpertRoute"] if len(model.graph.inputs) == 3 else []),
-    )
-    processes = FakeProcesses()
-    build(bundle, processes=processes)
-    assert all(job.plugins for job in processes.jobs)
-    assert EngineManifest.load(the_folder(bundle)).plugins == {"ExpertRoute": "1"}
-    sources["RoutedFFNInner"] = "3"
-    assert reasons(build(bundle)) == {}
-    sources["ExpertRoute"] = "4"
-    assert reasons(build(bundle)) == dict.fromkeys(DECODERS_IN_ORDER, "plugins changed")
-
-
-DECODERS_IN_ORDER = ["decoder.fast", "decoder.balanced", "decoder.full"]
-
-
 def test_a_plugins_digest_changes_with_its_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "kernel.cu").write_text("one")
     monkeypatch.setattr(plugins.resources, "files", lambda package: tmp_path)
-    before = plugins.plugin_digests()
-    assert set(before) == set(plugins.NAMES)
-    assert plugins.plugin_digests() == before
+    names = ["ExpertRoute", "RoutedFFNInner_gate"]
+    before = plugins.plugin_digests(names)
+    assert list(before) == names
+    assert plugins.plugin_digests(names) == before
     (tmp_path / "src" / "kernel.cu").write_text("two")
-    assert plugins.plugin_digests() != before
+    assert plugins.plugin_digests(names) != before
 
 
 class Told(Silence):

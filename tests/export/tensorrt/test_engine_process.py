@@ -1,5 +1,6 @@
 """Build processes: real ones on small graphs, and fake ones that end badly."""
 
+import io
 import os
 import sys
 import threading
@@ -12,12 +13,17 @@ import pytest
 from onnx import helper
 
 from drl.export.tensorrt.engine_process import BuildStoppedError, EngineProcesses
+from drl.export.tensorrt.events import Events
 from drl.export.tensorrt.job import Job
+from drl.export.tensorrt.network import configure, parse
+from drl.plugins.cuda.plugin_nodes import PluginForm
+from drl.runtime.backends.tensorrt.library import import_library
 from drl.runtime.backends.tensorrt.manifest import EngineOptions, Shapes
 from drl.runtime.errors import ExportError
 from tests.export.tensorrt import rtx_as_tensorrt
 from tests.export.tensorrt.small_graphs import WIDTH, linear, model, tensor
 
+FORM = PluginForm("RoutedFFNCombine", ("inner", "expert_ids", "gates", "down"))
 SHAPES = {"x": Shapes((1, 1, WIDTH), (2, 4, WIDTH), (4, 8, WIDTH))}
 
 
@@ -67,6 +73,24 @@ def test_an_engine_is_built_and_tells_of_itself(tmp_path: Path) -> None:
     assert built.seconds > 0
     assert events
     assert all(0 <= event["share"] <= 1 for event in events if event["event"] == "progress")
+
+
+@pytest.mark.parametrize(
+    ("name", "streams", "flagged"),
+    [("decoder.full", False, True), ("decoder.full", True, False), ("encoder", False, False)],
+)
+def test_decoders_allocate_nothing_while_they_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, streams: bool, flagged: bool
+) -> None:
+    """Else a step could not be captured in a CUDA graph."""
+    monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "1")
+    library = import_library("tensorrt-rtx")
+    graph = tmp_path / f"{name}.onnx"
+    onnx.save(linear(), graph)
+    job = make_job(tmp_path, graph=graph, options=EngineOptions(weight_streaming=streams))
+    network = parse(library, graph, False, Events(io.StringIO()))
+    config = configure(network, job, None)
+    assert config.get_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION) == flagged
 
 
 def test_weights_may_stay_outside_the_engine(tmp_path: Path) -> None:
@@ -127,7 +151,7 @@ def test_plugins_that_cannot_be_made_say_how_to_do_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(rtx_as_tensorrt.install(tmp_path)))
-    job = make_job(tmp_path, linear(), flavour="tensorrt", plugins=True)
+    job = make_job(tmp_path, linear(), flavour="tensorrt", plugins=(FORM,))
     message = error_of(EngineProcesses(), job)
     assert message.startswith("the plugins cannot be made (")
     assert message.endswith("build with --no-plugins")

@@ -26,8 +26,7 @@ def checkpoint(name: str, folder: Path) -> Path:
 
     family = FAMILIES[name]
     architecture = getattr(transformers, family.architecture)
-    config = family.config | {"d_kv": 16}  # fused attention has no kernels for smaller heads
-    model = architecture(architecture.config_class(**config)).eval()
+    model = architecture(architecture.config_class(**family.config)).eval()
     draw(model, family.drawing, family.seed)
     model.save_pretrained(folder / name)
     return folder / name
