@@ -89,11 +89,11 @@ def test_engines_of_another_library_or_gpu_are_never_deserialised(tiny_engines: 
 
 def test_a_damaged_engine_is_never_deserialised(tiny_engines: Path, tmp_path: Path) -> None:
     folder = changed(tiny_engines, tmp_path / "bundle", lambda document: None)
-    file = folder / "engines" / NAME / "decoder.full.engine"
+    file = folder / "engines" / NAME / "encoder.engine"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + b"?")
     library = FakeTensorRT(HostDevice())
-    with pytest.raises(BackendError, match=r"decoder\.full .* is damaged: .*run `drl-build"):
+    with pytest.raises(BackendError, match=r"engine of encoder .* is damaged: .*run `drl-build"):
         open_fake(folder, library.device, library=library)
     assert not library.engines
 
