@@ -7,6 +7,7 @@ are recorded beside them.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import inf, isfinite
 from typing import Any
 
 from torch import Tensor
@@ -123,11 +124,12 @@ class ParityReport:
 def relative_difference(expected: Tensor, actual: Tensor) -> float:
     """Return the largest difference, over the largest expected magnitude where that is above 1.
 
-    NaN counts as infinitely far.
+    NaN counts as infinitely far, in either of them.
     """
     if not expected.numel():
         return 0.0
-    return absolute_difference(expected, actual) / max(float(expected.abs().max()), 1.0)
+    found = absolute_difference(expected, actual) / max(float(expected.abs().max()), 1.0)
+    return found if isfinite(found) else inf
 
 
 def absolute_difference(expected: Tensor, actual: Tensor) -> float:

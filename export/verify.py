@@ -194,8 +194,10 @@ def replay(
 def _path_logit_difference(
     encoded: Encoded, encoding: Encoding, rows: npt.NDArray[np.bool_]
 ) -> float:
-    if encoded.scores is None or encoding.path_logits is None:
+    if encoded.scores is None:
         return 0.0
+    if encoding.path_logits is None:
+        return float("inf")  # the bundle lost its path router
     same = torch.from_numpy(rows)
     return relative_difference(
         encoded.scores.logits[same], torch.from_numpy(encoding.path_logits)[same]

@@ -32,6 +32,7 @@ class Candidate(ABC):
         Raises:
             BackendError: It is not available; the message says what mends it.
             BundleError: The bundle lacks what it is made from.
+            ExportError: The model does not fit its precision.
         """
 
     @abstractmethod

@@ -69,6 +69,29 @@ def host_floats(arrays: ArrayLibrary, array: BackendArray) -> Tensor:
     return torch.from_numpy(found).float()
 
 
+def lead_over(route: Route, ids: Int32) -> np.ndarray:
+    """Return how far the reference's last choice leads the least probable expert taken.
+
+    An expert that is full is not told, so at least the lead over the first one left out counts.
+
+    Args:
+        route: The reference's.
+        ids: Expert ids `[B, T, k]` of the backend, other ones than the reference's; -1 for none.
+
+    Returns:
+        fp32 `[B, T]`; infinite where ids are of no expert, or an expert is taken twice.
+    """
+    ranked = route.probabilities.numpy()
+    last = np.sort(ranked, axis=-1)[..., -ids.shape[-1]]
+    named = np.clip(ids, 0, ranked.shape[-1] - 1)
+    taken = np.where(ids < 0, np.inf, np.take_along_axis(ranked, named, axis=-1)).min(axis=-1)
+    ordered = np.sort(ids, axis=-1)
+    twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
+    impossible = (ids >= ranked.shape[-1]).any(axis=-1) | twice.any(axis=-1)
+    lead: np.ndarray = np.maximum(route.margin().numpy(), last - taken)
+    return np.where(impossible, np.inf, lead)
+
+
 @dataclass
 class RouteTally:
     """Choices of experts so far, by layer.
@@ -104,9 +127,9 @@ class RouteTally:
                 counted = differs & real
             else:
                 counted = differs
-            margin = route.margin().numpy()
-            clear = real & (margin > ROUTE_MARGIN)
-            self._count(route.layer, real, clear, counted, margin)
+            lead = np.where(counted, lead_over(route, ids), route.margin().numpy())
+            clear = real & ~(lead <= ROUTE_MARGIN)
+            self._count(route.layer, real, clear, counted, lead)
             if rows is not None:
                 rows &= ~differs.any(axis=1)
 
@@ -120,7 +143,7 @@ class RouteTally:
         real: np.ndarray,
         clear: np.ndarray,
         differs: np.ndarray,
-        margin: np.ndarray,
+        lead: np.ndarray,
     ) -> None:
         new = LayerRoutes(
             layer,
@@ -128,7 +151,7 @@ class RouteTally:
             wrong=int((differs & clear).sum()),
             near_ties=int((real & ~clear).sum()),
             flips=int((differs & real & ~clear).sum()),
-            widest=float(margin[differs].max(initial=0.0)),
+            widest=float(lead[differs].max(initial=0.0)),
         )
         self._found[layer] = self._found.get(layer, LayerRoutes(layer)) + new
 
@@ -141,15 +164,23 @@ class _Drift:
     relative: float = 0.0
     total: float = 0.0
     positions: int = 0
+    step_positions: int = 0
     vocabulary: int = 1
+    clear: int = 0
+    clear_same: int = 0
 
-    def add(self, expected: Tensor, actual: Tensor) -> None:
-        """Add logits `[n, T, V]`."""
+    def add(self, expected: Tensor, actual: Tensor, step: bool) -> None:
+        """Add logits `[n, T, V]`, of a cached step or the call before."""
         self.largest = max(self.largest, absolute_difference(expected, actual))
         self.relative = max(self.relative, relative_difference(expected, actual))
         self.total += float((expected - actual).abs().double().sum())
-        self.positions += expected.shape[0] * expected.shape[1]
+        count = expected.shape[0] * expected.shape[1]
+        self.positions += count
+        self.step_positions += count * step
         self.vocabulary = expected.shape[2]
+        _, same, clear = compare_predictions(expected, actual)
+        self.clear += int(clear.sum())
+        self.clear_same += int((clear & same).sum())
 
     @property
     def mean(self) -> float:
@@ -183,25 +214,27 @@ def _compare_path(
         ranking.add(outputs)
         logits = torch.from_numpy(outputs.logits)
         left = slice(None) if rows is None else torch.from_numpy(rows)
-        drift.add(call.logits[left], logits[left])
+        drift.add(call.logits[left], logits[left], step=call.start > 0)
         predictions.append(compare_predictions(call.logits, logits))
     if count := ranking.candidates:
         for index, outputs in enumerate(replay(expected, backend, encoding, path, count)):
             ranking.compare(index, outputs)
-    divergence, same, clear = (torch.cat(parts) for parts in zip(*predictions, strict=True))
+    divergence, same, _ = (torch.cat(parts) for parts in zip(*predictions, strict=True))
     divergence = divergence.nan_to_num(nan=float("inf"))
     return PathComparison(
         path=expected.config.paths[path].name,
         positions=drift.positions,
+        step_positions=drift.step_positions,
         all_positions=len(divergence),
+        all_step_positions=sum(call.logits[..., 0].numel() for call in expected.calls[path][1:]),
         largest=drift.largest,
         mean=drift.mean,
         relative=drift.relative,
         kl_mean=float(divergence.mean()),
         kl_max=float(divergence.max()),
         same=int(same.sum()),
-        clear=int(clear.sum()),
-        clear_same=int((clear & same).sum()),
+        clear=drift.clear,
+        clear_same=drift.clear_same,
         routes=routes.layers(),
         kept=kept,
         ranking=ranking.largest,
@@ -215,8 +248,11 @@ def _compare_kept(
     lengths, scores = expected.encoded.lengths, expected.encoded.scores
     counted = np.ones(len(lengths), bool) if rows is None else rows
     same = np.ones(len(lengths), bool)
-    if scores is None or encoding.saliency is None:
-        return KeptStates(int(counted.sum())), same
+    sources = int(counted.sum())
+    if scores is None:
+        return KeptStates(sources), same
+    if encoding.saliency is None:
+        return KeptStates(sources, sources, float("inf")), same
     saliency = host_floats(encoding.arrays, encoding.saliency)
     widest = 0.0
     counts = keep_counts(lengths, expected.config.paths[path]).tolist()
@@ -225,9 +261,9 @@ def _compare_kept(
         order, found = (x.argsort(descending=True, stable=True) for x in (one, two))
         same[row] = set(order[:count].tolist()) == set(found[:count].tolist())
         if counted[row] and not same[row]:
-            lead = float(one[order[count - 1]] - one[order[count]])
+            lead = float(one[order[count - 1]] - one[found[:count]].min())
             widest = max(widest, lead / max(float(one.abs().max()), 1.0))
-    return KeptStates(int(counted.sum()), int((counted & ~same).sum()), widest), same
+    return KeptStates(sources, int((counted & ~same).sum()), widest), same
 
 
 def _with_saliency_of(expected: Expectation, encoding: Encoding) -> Encoding:
@@ -244,8 +280,10 @@ def _compare_path_choices(
 ) -> tuple[float, int, int]:
     """Return the difference of path logits over `rows`, and choices: the same, and all."""
     router, scores = expected.config.path_router, expected.encoded.scores
-    if router is None or scores is None or encoding.path_logits is None:
+    if router is None or scores is None:
         return 0.0, 0, 0
+    if encoding.path_logits is None:
+        return float("inf"), 0, len(scores.logits)
     eager, found = scores.logits, torch.from_numpy(encoding.path_logits).float()
     kept = slice(None) if rows is None else torch.from_numpy(rows)
     info, costs = RouterInfo(router.head, router.threshold), expected.config.path_costs

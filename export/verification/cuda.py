@@ -13,8 +13,8 @@ from drl.runtime.manifest import GRAPHS
 class OrtCuda(Candidate):
     """The canonical graphs on ONNX Runtime, as `device="cuda"` runs them.
 
-    With passes over them, their inputs and outputs are arrays of the host, and what the provider
-    does not take runs there too; the arithmetic is the same.
+    With passes over them, their inputs and outputs are arrays of the host; the arithmetic is the
+    same, and just as there, nothing but shapes may run on the CPU.
     """
 
     name = "ort-cuda"

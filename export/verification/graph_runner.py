@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from drl.runtime.arrays import Array
+from drl.runtime.backends.ort_placement import check_placement, record_placement
 from drl.runtime.backends.ort_session import import_onnxruntime, session_options
 from drl.runtime.backends.threads import choose_threads
 from drl.runtime.errors import BackendError
@@ -54,7 +55,8 @@ class OrtSettings:
     Attributes:
         label: What people call it, beside the library's version.
         operators: The library of native operators to register, or None to run bodies.
-        providers: Execution providers with their options, in order of preference.
+        providers: Execution providers with their options, in order of preference. All work has to
+            run with the first one.
     """
 
     label: str
@@ -71,7 +73,8 @@ class OrtRunner:
         passes: What to run over every graph before.
 
     Raises:
-        BackendError: ONNX Runtime is missing.
+        BackendError: ONNX Runtime is missing. Calls raise it where a graph does not load, or not
+            run where it was meant to.
     """
 
     def __init__(
@@ -115,14 +118,17 @@ class OrtRunner:
         options = session_options(self._ort, choose_threads(None))
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(file.parent.resolve()))
         providers = [(name, dict(given)) for name, given in self._settings.providers]
+        record_placement(options)
         try:
             if self._settings.operators is not None:
                 options.register_custom_ops_library(str(self._settings.operators))
-            return self._ort.InferenceSession(
+            session = self._ort.InferenceSession(
                 load_with_passes(file, self._passes), options, providers=providers
             )
         except Exception as error:  # as above
             raise BackendError(f"{self.name} cannot load {graph}: {_line(error)}") from error
+        check_placement({graph: session}, providers[0][0], self._ort.__version__)
+        return session
 
 
 def load_with_passes(file: Path, passes: Passes) -> bytes:

@@ -9,12 +9,15 @@ differs is looked into.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from drl.export.model import DualRouterModel, ModelConfig
+from drl.export.model.attention import MASKED
 from drl.export.model.decoder import CrossMemory
 from drl.export.model.dual_router import Encoded
+from drl.export.model.path_router import keep_counts
 from drl.export.parity import relative_difference
 from drl.export.passes.tap_layers import EMBEDDING
 from drl.export.verification.comparison import RouteTally, host_floats
@@ -25,6 +28,7 @@ from drl.export.verification.report import LayerReport, PlaceError
 from drl.export.verify import Expectation, encode, replay
 from drl.runtime.arrays import Float32
 from drl.runtime.backends import CrossAttention, Encoding
+from drl.runtime.errors import BackendError
 
 Tapped = Callable[[Collection[str]], GraphBackend]
 """Opens a backend whose graphs tell the states at some places."""
@@ -45,14 +49,18 @@ def compare_layers(
         expected: What it computes.
         open_tapped: Opens the backend.
         limits: What parts may differ by.
+
+    Raises:
+        BackendError: The backend does not tell places that it was opened to tell.
     """
     config = model.config
-    places = _compare(model, expected, open_tapped(layer_places(config)))
+    ends = layer_places(config)
+    places = _compare(model, expected, open_tapped(ends), ends)
     first = next((place for place in places if place.exceeds(limits)), None)
     inside: Sequence[PlaceError] = ()
     if first is not None and ".layers." in first.place and not first.place.startswith("bridge"):
-        close = {f"{first.place}.{part}" for part in SUBLAYERS}
-        found = _compare(model, expected, open_tapped(layer_places(config) | close))
+        close = ends | {f"{first.place}.{part}" for part in SUBLAYERS}
+        found = _compare(model, expected, open_tapped(close), close)
         inside = [
             part
             for part in found
@@ -73,9 +81,13 @@ class _Errors:
     """How far parts are from the reference, so far, in the order in which they first ran.
 
     Attributes:
+        backend: The backend, for people.
+        wanted: Places that it was opened to tell.
         path: The path that they are on.
     """
 
+    backend: str
+    wanted: Collection[str]
     path: str = ""
     own: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
@@ -94,7 +106,18 @@ class _Errors:
         self.drift[place] = max(self.drift.get(place, 0.0), relative_difference(plain, found))
 
     def add_states(self, own: EagerStates, plain: EagerStates, mask: Tensor) -> None:
-        """Add all places that a backend told, at the tokens of `mask` bool `[B, T]`."""
+        """Add all places that a backend told, at the tokens of `mask` bool `[B, T]`.
+
+        Raises:
+            BackendError: It did not tell all that the reference went through.
+        """
+        missing = [place for place in own.told if place in self.wanted and place not in own.given]
+        if missing:
+            where = f" on path {self.path}" if self.path else ""
+            raise BackendError(
+                f"{self.backend} does not tell the states of {', '.join(missing)}{where}, so they "
+                "cannot be compared; verify without --layers"
+            )
         for place, computed in own.told.items():
             if place in own.given:
                 three = (computed, plain.told[place], own.given[place])
@@ -116,14 +139,17 @@ class _Errors:
 
 
 def _compare(
-    model: DualRouterModel, expected: Expectation, backend: GraphBackend
+    model: DualRouterModel, expected: Expectation, backend: GraphBackend, wanted: Collection[str]
 ) -> list[PlaceError]:
     """Run a backend that tells states, and after it the reference on them."""
     try:
-        encoding, encoded, errors = _compare_encoder(model, expected, backend)
+        tally = RouteTally(model.config.expert_capacity)
+        errors = _Errors(backend.name, wanted, routes=tally)
+        encoding, encoded = _compare_encoder(errors, model, expected, backend)
         found = list(errors.entries(_closely(errors.own)))
-        for path in range(len(expected.config.paths)):
-            errors = _compare_decoder(model, expected, backend, path, encoding, encoded)
+        for path, described in enumerate(expected.config.paths):
+            errors = _Errors(backend.name, wanted, described.name)
+            _compare_decoder(errors, model, expected, backend, path, encoding, encoded)
             found += errors.entries(_closely(errors.own))
         return found
     finally:
@@ -131,12 +157,12 @@ def _compare(
 
 
 def _compare_encoder(
-    model: DualRouterModel, expected: Expectation, backend: GraphBackend
-) -> tuple[Encoding, Encoded, _Errors]:
+    errors: _Errors, model: DualRouterModel, expected: Expectation, backend: GraphBackend
+) -> tuple[Encoding, Encoded]:
     """Compare the encoder and the path router.
 
     Returns:
-        The backend's encoding; the same as the eager model's, for what comes after it; the errors.
+        The backend's encoding; the same as the eager model's, for what comes after it.
     """
     encoding = encode(expected, backend)
     given = _tensors(backend.states) | {
@@ -149,12 +175,13 @@ def _compare_encoder(
         model.encode(*inputs)
     with own.watching(model), forced_routes(model, forced) as chosen:
         encoded = model.encode(*inputs)
-    errors = _Errors(routes=RouteTally(model.config.expert_capacity))
     errors.routes.add(chosen, encoding.experts)
     errors.add_states(own, plain, expected.encoded.source_mask)
     encoded = replace(encoded, states=given[f"encoder.{NORM}"])
-    if encoded.scores is None or encoding.saliency is None or encoding.path_logits is None:
-        return encoding, encoded, errors
+    if encoded.scores is None:
+        return encoding, encoded
+    if encoding.saliency is None or encoding.path_logits is None:
+        raise BackendError(f"{backend.name} gives no saliency or no path logits, as the model does")
     saliency = host_floats(encoding.arrays, encoding.saliency)
     mask, reference = encoded.source_mask, expected.encoded.scores
     assert reference is not None
@@ -162,22 +189,25 @@ def _compare_encoder(
     errors.add(_PATH_ROUTER, scores.saliency[mask], reference.saliency[mask], saliency[mask])
     logits = torch.from_numpy(encoding.path_logits).float()
     errors.add(_PATH_ROUTER, scores.logits, reference.logits, logits)
-    return encoding, replace(encoded, scores=replace(scores, saliency=saliency)), errors
+    return encoding, replace(encoded, scores=replace(scores, saliency=saliency))
 
 
 def _compare_decoder(
+    errors: _Errors,
     model: DualRouterModel,
     expected: Expectation,
     backend: GraphBackend,
     path: int,
     encoding: Encoding,
     encoded: Encoded,
-) -> _Errors:
+) -> None:
     """Compare the bridge and the decoder on one path."""
-    errors = _Errors(path=model.config.paths[path].name)
     cross = backend.bridge(encoding, path)
     plain_memory = model.bridge(expected.encoded, path)
-    memory = _compare_bridge(errors, model.bridge(encoded, path), plain_memory, cross)
+    counts = encoded.lengths
+    if encoded.scores is not None:
+        counts = keep_counts(counts, model.config.paths[path])
+    memory = _compare_bridge(errors, model.bridge(encoded, path), plain_memory, cross, counts)
     rows, capacity = expected.tokens[path].shape
     caches = [model.decoder.empty_cache(rows, capacity, memory.path) for _ in range(2)]
     outcomes = replay(expected, backend, encoding, path)
@@ -193,13 +223,23 @@ def _compare_decoder(
         errors.routes.add(chosen, outputs.experts)
         errors.add_states(own, plain, torch.ones(tokens.shape, dtype=torch.bool))
         errors.add(_HEAD, logits, call.logits, torch.from_numpy(outputs.logits))
-    return errors
 
 
 def _compare_bridge(
-    errors: _Errors, own: CrossMemory, plain: CrossMemory, cross: CrossAttention
+    errors: _Errors, own: CrossMemory, plain: CrossMemory, cross: CrossAttention, counts: Tensor
 ) -> CrossMemory:
-    """Compare what the bridge made; return the backend's for the eager decoder."""
+    """Compare what the bridge made; return the backend's for the eager decoder.
+
+    Args:
+        errors: Where to add what differs.
+        own: What the reference makes of the backend's encoding.
+        plain: What it makes of its own.
+        cross: What the backend made.
+        counts: States that each source keeps, `[B]`.
+
+    Raises:
+        BackendError: The backend has no room for the states kept.
+    """
     arrays = cross.arrays
     bias = host_floats(arrays, cross.bias)
     found = {
@@ -207,7 +247,15 @@ def _compare_bridge(
         for i in own.path.layers
     }
     width = own.bias.shape[1]  # a backend may pad to more
-    kept = torch.arange(width) < torch.from_numpy(cross.lengths)[:, None]
+    if bias.shape[1] < width:
+        raise BackendError(
+            f"{errors.backend} gives {bias.shape[1]} states of a source on path {errors.path}, "
+            f"which keeps {width}"
+        )
+    kept = torch.arange(width) < counts[:, None]
+    beyond = torch.arange(bias.shape[1]) >= counts[:, None]
+    if not np.array_equal(cross.lengths, counts.numpy()) or (bias[beyond] > MASKED / 2).any():
+        errors.own[f"bridge.{_SELECTION}"] = errors.drift[f"bridge.{_SELECTION}"] = float("inf")
     errors.add(f"bridge.{_SELECTION}", own.bias[kept], plain.bias[kept], bias[:, :width][kept])
     for i, sides in found.items():
         for side, eager, reference in zip(

@@ -18,7 +18,7 @@ class RankingCheck:
     Attributes:
         ranks: Whether the backend can give candidates.
         largest: The largest difference so far, relative to the largest logit where that exceeds 1;
-            infinite where candidates are not finite.
+            infinite where logits, normalisers or candidates are not finite.
     """
 
     ranks: bool
@@ -53,10 +53,8 @@ class RankingCheck:
         distinct = named.sort(dim=-1).values.diff(dim=-1).ne(0).all()
         if not distinct or not torch.equal(named, ids):
             self.largest = float("inf")
-        scale = max(float(best.abs().max()), 1.0)
         for found in (values, logits.gather(-1, named)):
-            difference = (found - best).abs().nan_to_num(nan=float("inf")).max()
-            self.largest = max(self.largest, float(difference) / scale)
+            self.largest = max(self.largest, relative_difference(best, found))
         self._compare(logits.double().logsumexp(dim=-1), outputs, logits)
 
     def _compare(self, expected: Tensor, outputs: StepOutputs, logits: Tensor) -> None:

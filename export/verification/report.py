@@ -1,6 +1,6 @@
 """What came of a comparison: numbers, and which of them are failures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,11 +13,13 @@ class LayerRoutes:
 
     Attributes:
         layer: Its name, such as `decoder.layers.1`.
-        clear: Choices whose margin exceeds 1e-3.
+        clear: Choices whose margin exceeds 1e-3, that of the last expert chosen over the first one
+            left out; and those where an expert taken lies further back than that.
         wrong: How many of them differ.
-        near_ties: Choices within that margin.
+        near_ties: The others.
         flips: How many of them differ.
-        widest: The largest margin of a choice that differs.
+        widest: The largest lead, of the last expert that the reference chose over the least
+            probable one taken, where they differ.
     """
 
     layer: str
@@ -46,8 +48,9 @@ class KeptStates:
     Attributes:
         sources: Sources compared.
         differ: How many of them keep other states.
-        widest: The largest lead, of the last saliency kept over the first one left out, where they
-            differ; relative to the largest saliency where that exceeds 1.
+        widest: The largest lead, of the last saliency that the reference keeps over the least of
+            those kept, where they differ; relative to the largest saliency where that exceeds 1.
+            Infinite where a backend tells no saliencies.
     """
 
     sources: int
@@ -59,20 +62,22 @@ class KeptStates:
 class PathComparison:
     """One path, over a prefill and cached steps after it.
 
-    Drift is of the rows that kept the same states and took the reference's routes so far;
-    predictions are of all rows.
+    Drift and clear predictions are of the rows that kept the same states and took the reference's
+    routes so far; other predictions are of all rows.
 
     Attributes:
         path: Its name.
         positions: Logit vectors of the drift.
+        step_positions: Those of them that are of cached steps.
         all_positions: Logit vectors of the predictions.
+        all_step_positions: Those of them that are of cached steps.
         largest: Largest difference of a logit.
         mean: Mean difference of logits.
         relative: Largest difference, relative where logits exceed 1. This one decides.
         kl_mean: Mean KL divergence of the predictions from the reference's, in nats.
         kl_max: The largest.
         same: Positions whose likeliest token is the reference's.
-        clear: Positions whose likeliest token leads by 0.1 in the reference.
+        clear: Positions of the drift whose likeliest token leads by 0.1 in the reference.
         clear_same: How many of them have that token.
         routes: Of the decoder's sparse layers on the path.
         kept: The encoder states that the decoder gets to see.
@@ -82,7 +87,9 @@ class PathComparison:
 
     path: str
     positions: int
+    step_positions: int
     all_positions: int
+    all_step_positions: int
     largest: float
     mean: float
     relative: float
@@ -95,6 +102,36 @@ class PathComparison:
     kept: KeptStates
     ranking: float
 
+    def failures(self, limits: Limits) -> Iterator[str]:
+        """Yield what exceeds the limits, or was not compared, for people."""
+        if not self.positions or (self.all_step_positions and not self.step_positions):
+            what = "no cached step" if self.positions else "nothing"
+            yield (
+                f"{what} is left to compare on path {self.path}: every row took other experts or "
+                "states before; give more sources with --batch"
+            )
+        if self.positions and not self.relative <= limits.logits:  # NaN fails
+            yield (
+                f"logits of path {self.path} differ by {self.relative:.1e} "
+                f"(limit {limits.logits:.1e})"
+            )
+        if self.clear_same < limits.same * self.clear:
+            yield (
+                f"{self.clear - self.clear_same} of {self.clear} clear predictions of path "
+                f"{self.path} are other tokens (limit {1 - limits.same:.0%})"
+            )
+        if not self.ranking <= limits.logits:
+            yield (
+                f"normalisers or candidates of path {self.path} are not those of its logits: "
+                f"they differ by {self.ranking:.1e} (limit {limits.logits:.1e})"
+            )
+        if not self.kept.widest <= limits.kept:
+            yield (
+                f"{self.kept.differ} of {self.kept.sources} sources keep other states on path "
+                f"{self.path} where saliencies are clear, by up to {self.kept.widest:.1e} "
+                f"(limit {limits.kept:.1e})"
+            )
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -103,7 +140,8 @@ class Comparison:
     Attributes:
         encoder: Largest difference of an encoder state, relative where states exceed 1.
         encoder_routes: Of the encoder's sparse layers.
-        path_logits: Largest difference of a path logit, relative likewise; 0 without a router.
+        path_logits: Largest difference of a path logit, relative likewise; 0 without a router, and
+            infinite where a backend tells none.
         path_choices: Sequences that a path router chose for.
         path_choices_same: How many of them take the reference's path.
         paths: One entry per path.
@@ -127,35 +165,13 @@ class Comparison:
 
     def failures(self, limits: Limits) -> list[str]:
         """Say what exceeds the limits, for people."""
-        found = []
-        for path in self.paths:
-            if not path.positions:
-                found.append(
-                    f"nothing is left to compare on path {path.path}: every row took other experts "
-                    "or states somewhere; --force-routes compares them all the same"
-                )
-            elif not path.relative <= limits.logits:  # NaN fails
-                found.append(
-                    f"logits of path {path.path} differ by {path.relative:.1e} "
-                    f"(limit {limits.logits:.1e})"
-                )
-            if not path.ranking <= limits.logits:
-                found.append(
-                    f"normalisers or candidates of path {path.path} are not those of its logits: "
-                    f"they differ by {path.ranking:.1e} (limit {limits.logits:.1e})"
-                )
-            if path.kept.widest > limits.kept:
-                found.append(
-                    f"{path.kept.differ} of {path.kept.sources} sources keep other states on path "
-                    f"{path.path} where saliencies are clear, by up to {path.kept.widest:.1e} "
-                    f"(limit {limits.kept:.1e})"
-                )
+        found = [text for path in self.paths for text in path.failures(limits)]
         if not self.path_logits <= limits.logits:
             found.append(
                 f"path logits differ by {self.path_logits:.1e} (limit {limits.logits:.1e})"
             )
         for route in self.routes:
-            if route.widest > limits.margin:
+            if not route.widest <= limits.margin:
                 found.append(
                     f"{route.layer} takes other experts where the choice is clear, by a margin of "
                     f"up to {route.widest:.1e} (limit {limits.margin:.1e})"
@@ -188,7 +204,7 @@ class PlaceError:
 
     def misroutes(self, limits: Limits) -> bool:
         """Whether it chooses other experts where the choice is clear."""
-        return self.routes is not None and self.routes.widest > limits.margin
+        return self.routes is not None and not self.routes.widest <= limits.margin
 
 
 @dataclass(frozen=True)
@@ -237,8 +253,6 @@ class BackendReport:
         """What exceeds the limits, for people; empty if nothing."""
         found = self.free.failures(self.limits)
         if self.forced is not None:
-            # With forced routes all rows can be compared, so none having been left is no failure.
-            found = [text for text in found if not text.startswith("nothing is left")]
             found += [
                 f"with the reference's routes, {text}" for text in self.forced.failures(self.limits)
             ]

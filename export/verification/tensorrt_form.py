@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from drl.export.tensorrt.lowering import LoweringOptions, lower_bundle
+from drl.export.tensorrt.numeric_gate import check_precision
 from drl.export.verification.candidate import Candidate
 from drl.export.verification.graph_backend import GraphBackend
 from drl.export.verification.graph_runner import OrtRunner, OrtSettings, Passes
@@ -27,9 +28,14 @@ class TensorRTForm(Candidate):
         self._made = ExitStack()
 
     def check(self) -> None:
-        """See `Candidate.check`."""
+        """See `Candidate.check`.
+
+        Raises:
+            ExportError: The model leaves the range of fp16.
+        """
         import_onnxruntime()
         self.bundle.canonical_file("decoder")
+        check_precision(self.bundle, self.precision)
 
     def open(self) -> Backend:
         """See `Candidate.open`."""

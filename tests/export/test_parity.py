@@ -13,4 +13,6 @@ def test_differences_beyond_a_magnitude_of_one_are_relative_and_the_absolute_is_
 
 def test_nan_is_infinitely_far() -> None:
     for difference in (absolute_difference, relative_difference):
-        assert difference(torch.ones(2), torch.tensor([1.0, float("nan")])) == float("inf")
+        one, two = torch.ones(2), torch.tensor([1.0, float("nan")])
+        for pair in ((one, two), (two, one), (two, two)):
+            assert difference(*pair) == float("inf")

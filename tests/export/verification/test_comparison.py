@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from drl.export.model import Route
-from drl.export.verification.comparison import RouteTally
+from drl.export.verification.comparison import RouteTally, lead_over
 from drl.export.verification.limits import LIMITS
 from drl.export.verification.report import (
     BackendReport,
@@ -64,11 +64,29 @@ def test_after_a_difference_a_full_expert_says_nothing_of_the_rest_of_a_row() ->
     assert without.layers()[0].wrong == 2
 
 
+def test_another_expert_than_the_next_best_is_no_near_tie() -> None:
+    probabilities = torch.tensor([[[0.4, 0.3, 0.2995, 0.0005]] * 4])
+    ids = torch.tensor([[[0, 1]] * 4], dtype=torch.int32)
+    gates, mask = torch.ones(ids.shape), torch.ones(ids.shape[:2], dtype=torch.bool)
+    chosen = Route("decoder.layers.1", ids, gates, probabilities, mask)
+    actual = np.array([[[2, 0], [0, 3], [0, -1], [1, 0]]], np.int32)
+    tally = RouteTally()
+    tally.add([chosen], {1: actual})
+    (found,) = tally.layers()
+    assert (found.clear, found.wrong, found.near_ties, found.flips) == (1, 1, 3, 2)
+    assert found.widest == pytest.approx(0.2995)
+    impossible = np.array([[[0, 0], [0, 4], [2, 0], [0, 2]]], np.int32)
+    lead = lead_over(chosen, impossible)
+    assert np.isinf(lead).tolist() == [[True, True, False, False]]
+
+
 def path(**changes: object) -> PathComparison:
     usual: dict[str, object] = {
         "path": "full",
         "positions": 4,
+        "step_positions": 3,
         "all_positions": 4,
+        "all_step_positions": 3,
         "largest": 1e-6,
         "mean": 1e-7,
         "relative": 1e-6,
@@ -100,6 +118,9 @@ def report(*paths: PathComparison, forced: PathComparison | None = None) -> Back
         ({"relative": 2e-4}, "logits of path full differ by 2.0e-04"),
         ({"relative": float("nan")}, "logits of path full differ by nan"),
         ({"positions": 0}, "nothing is left to compare on path full"),
+        ({"step_positions": 0}, "no cached step is left to compare on path full"),
+        ({"clear_same": 3}, "1 of 4 clear predictions of path full are other tokens"),
+        ({"kept": KeptStates(3, 3, float("nan"))}, "3 of 3 sources keep other states"),
         ({"kept": KeptStates(3, 1, 0.1)}, "1 of 3 sources keep other states on path full"),
         ({"ranking": float("inf")}, "normalisers or candidates of path full"),
         (
@@ -119,10 +140,18 @@ def test_near_ties_that_flip_are_no_failure() -> None:
     assert report(path(routes=flips, kept=KeptStates(3, 1, 1e-4))).passed
 
 
-def test_forced_routes_compare_rows_of_which_none_was_left() -> None:
-    found = report(path(positions=0), forced=path())
-    assert found.passed
-    assert not report(path(positions=0), forced=path(relative=1.0)).passed
+@pytest.mark.parametrize("left", [{"positions": 0}, {"step_positions": 0}])
+def test_forced_routes_do_not_stand_for_what_was_not_compared_without(
+    left: dict[str, object],
+) -> None:
+    found = report(path(**left), forced=path())
+    assert not found.passed
+    assert "is left to compare on path full" in found.failures[0]
+    assert report(path(positions=1, step_positions=1), forced=path()).passed
+
+
+def test_without_cached_steps_none_has_to_be_left() -> None:
+    assert report(path(step_positions=0, all_step_positions=0)).passed
 
 
 def test_json_has_no_infinity() -> None:

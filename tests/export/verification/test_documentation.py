@@ -60,5 +60,5 @@ def test_every_backend_is_documented() -> None:
 def test_limits_are_those_of_the_code(precision: str) -> None:
     rows = {code(row[0]): tuple(map(float, row[1:])) for row in table("Limits").rows}
     limits = LIMITS[precision]
-    assert rows[precision] == (limits.logits, limits.margin, limits.states)
+    assert rows[precision] == (limits.logits, limits.margin, limits.states, limits.same)
     assert len(rows) == len(LIMITS)

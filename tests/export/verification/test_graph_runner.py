@@ -24,6 +24,15 @@ def test_a_graph_that_does_not_run_is_named(tiny_bundle: Path) -> None:
         runner.run("encoder", feeds)
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_a_graph_that_would_run_elsewhere_is_refused(tiny_bundle: Path) -> None:
+    providers = (("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {}))
+    settings = OrtSettings("CUDA", providers=providers)
+    runner = OrtRunner({"encoder": tiny_bundle / "encoder.onnx"}, settings)
+    with pytest.raises(BackendError, match=r"CUDAExecutionProvider did not start for the encoder"):
+        runner.inputs("encoder")
+
+
 def test_weights_stay_where_they_are_when_passes_run(tiny_bundle: Path) -> None:
     passes = [TapLayers(["encoder.layers.0.ffn"])]
     runner = OrtRunner({"encoder": tiny_bundle / "encoder.onnx"}, OrtSettings("CPU"), passes)

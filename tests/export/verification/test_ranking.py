@@ -78,6 +78,15 @@ def test_what_is_wrong_with_candidates_is_seen(damage: Callable[[StepOutputs], N
     assert check(whole(), outputs) > 0.04
 
 
+@pytest.mark.parametrize("ranks", [True, False])
+def test_logits_that_are_no_numbers_are_seen(ranks: bool) -> None:
+    outputs = whole()
+    outputs.logits[0, 1, 3] = np.nan
+    found = RankingCheck(ranks)
+    found.add(outputs)
+    assert found.largest == float("inf")
+
+
 def test_a_backend_that_does_not_rank_is_asked_for_no_candidates() -> None:
     found = RankingCheck(ranks=False)
     outputs = whole()

@@ -277,6 +277,21 @@ def test_available_takes_what_is_here_and_says_what_is_not(tiny_bundle: Path) ->
     assert all(reason for _, reason in found.left_out)
 
 
+def test_a_model_beyond_fp16_is_not_held_against_the_fp16_form(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    def far(array: np.ndarray) -> None:
+        array *= 1e6
+
+    bundle = with_weights(tiny_bundle, tmp_path / "far", "encoder.layers.2.ffn.down.weight", far)
+    found = verify(bundle, VerifyOptions(steps=0))
+    assert "tensorrt-form" not in [report.backend for report in found.backends]
+    assert "fp16 cannot hold this model" in dict(found.left_out)["tensorrt-form"]
+    assert "bf16" in dict(found.left_out)["tensorrt-form"]
+    with pytest.raises(ExportError, match=r"^tensorrt-form is not available: fp16 cannot hold"):
+        verify(bundle, VerifyOptions(("tensorrt-form",)))
+
+
 def test_the_checkpoint_of_another_model_is_refused_and_says_how_it_differs(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
