@@ -288,6 +288,12 @@ class CudaDevice:
         with self.failures("the GPU's work"):
             self._stream.synchronize()
 
+    def free_memory(self) -> int:
+        """See `Device.free_memory`."""
+        with self.failures("asking for the GPU's memory"):
+            free, _ = self._cupy.cuda.Device(self._index).mem_info
+        return int(free)
+
     def trim(self) -> None:
         """See `Device.trim`."""
         with self._arrays.ordered():

@@ -79,6 +79,9 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Wait until everything on the stream is done."""
 
+    def free_memory(self) -> int:
+        """Bytes of the device that nobody uses."""
+
     def trim(self) -> None:
         """Give back the memory that is kept for reuse."""
 

@@ -48,7 +48,6 @@ class Library:
         self.messages = Messages(module, title(flavour))
         self.remedy = f"run `{command}`"
         self.cache = cache
-        self._options = options
         try:
             self._runtime = module.Runtime(self.messages.logger)
         except TypeError as error:  # the bindings' word for a null pointer: CUDA does not start
@@ -66,9 +65,6 @@ class Library:
             engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise self.messages.failure(f"cannot load {file}", self.remedy)
-        if self._options.weight_streaming:
-            # What is not streamed stays on the device: as much as its free memory suggests.
-            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
         return LoadedEngine(self, name, engine, info)
 
 
@@ -88,6 +84,26 @@ class LoadedEngine:
         self._library = library
         self._engine = engine
         self._check_tensors()
+
+    @property
+    def streamable(self) -> int:
+        """Bytes of the weights that need not lie on the device."""
+        return int(self._engine.streamable_weights_size)
+
+    def keep_weights(self, budget: int) -> None:
+        """Keep so many bytes of the streamable weights on the device, before there are contexts.
+
+        Raises:
+            BackendError: TensorRT keeps more.
+        """
+        with self._library.device.failures(f"placing the weights of {self.name}"):
+            self._engine.weight_streaming_budget_v2 = budget
+        if self._engine.weight_streaming_budget_v2 > budget:
+            raise self._library.messages.failure(
+                f"cannot keep only {budget} bytes of the weights of {self.name} on the GPU",
+                self._library.remedy,
+            )
+        self.memory = int(self._engine.device_memory_size_v2)  # with what streaming works in
 
     def context(
         self, profile: int, activations: "Activations", *, steps: bool = False

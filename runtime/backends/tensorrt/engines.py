@@ -9,6 +9,7 @@ from drl.runtime.backends.tensorrt.plan import Plan
 from drl.runtime.backends.tensorrt.runtime_cache import RuntimeCache
 from drl.runtime.backends.tensorrt.sizes import EngineSizes
 from drl.runtime.backends.tensorrt.store import EngineFolder
+from drl.runtime.backends.tensorrt.streaming import largest_caches, place_weights
 from drl.runtime.manifest import Manifest
 
 
@@ -58,7 +59,11 @@ class Engines:
             self.encoder = load("encoder")
             self.bridges = [load(f"bridge.{name}") for name in names]
             self.decoders = [load(f"decoder.{name}") for name in names]
-            memory = max(e.memory for e in (self.encoder, *self.bridges, *self.decoders))
+            loaded = self.encoder, *self.bridges, *self.decoders
+            if described.options.weight_streaming:
+                room = device.free_memory() - largest_caches(manifest, self.sizes)
+                place_weights(loaded, room)
+            memory = max(engine.memory for engine in loaded)
             self.plan = Plan(device, folder, Activations(device, memory))
 
     @property

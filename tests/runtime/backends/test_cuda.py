@@ -242,6 +242,10 @@ def test_memory_of_many_megabytes_is_not_page_locked(device: CudaDevice, cupy: F
     assert cupy.pinned == [16 << 20]
 
 
+def test_free_memory_is_the_device_s(device: CudaDevice) -> None:
+    assert device.free_memory() == 5 << 20
+
+
 def test_trimming_frees_what_is_kept_for_reuse(device: CudaDevice, cupy: FakeCupy) -> None:
     device.trim()
     assert cupy.freed == cupy.streams

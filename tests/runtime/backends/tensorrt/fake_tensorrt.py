@@ -20,6 +20,7 @@ from drl.export.tensorrt.sizes import kept_states
 from tests.runtime.backends.tensorrt.host_device import HostDevice
 
 ACTIVATIONS = 4096
+STREAMABLE = 1 << 16
 MAGIC = b"fake engine "
 _PROMISED = 256
 
@@ -98,6 +99,7 @@ class FakeTensorRT:
         starts: Whether CUDA does.
         contexts_fit: Contexts are refused from the next one on, until the device was trimmed
             so often.
+        keeps_weights: Whether budgets of weight streaming are ignored.
     """
 
     ILogger = Logger
@@ -116,6 +118,7 @@ class FakeTensorRT:
         self.fail: set[str] = set()
         self.starts = True
         self.contexts_fit = 0
+        self.keeps_weights = False
 
     def Runtime(self, logger: Logger) -> "Runtime":  # noqa: N802
         if not self.starts:
@@ -164,7 +167,8 @@ class Engine:
         self.num_io_tensors = len(self._names)
         self.num_optimization_profiles = len(self.profiles)
         self.device_memory_size_v2 = ACTIVATIONS * (1 + len(self.inputs))
-        self.automatic_budget_taken = False
+        self.streamable_weights_size = STREAMABLE * len(self.outputs)
+        self.budget: int | None = None  # all weights
 
     def get_tensor_name(self, index: int) -> str:
         return self._names[index]
@@ -185,15 +189,15 @@ class Engine:
         self.library.contexts.add(context)
         return context
 
-    def get_weight_streaming_automatic_budget(self) -> int:
-        return 1 << 20
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self.streamable_weights_size if self.budget is None else self.budget
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight_streaming_budget_v2":
-            assert value == self.get_weight_streaming_automatic_budget()
-            assert not any(context.engine is self for context in self.library.contexts)
-            name, value = "automatic_budget_taken", True
-        super().__setattr__(name, value)
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, budget: int) -> None:
+        assert not any(context.engine is self for context in self.library.contexts)
+        if 0 <= budget <= self.streamable_weights_size and not self.library.keeps_weights:
+            self.budget = budget
 
 
 class Context:

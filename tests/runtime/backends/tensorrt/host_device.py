@@ -189,6 +189,9 @@ class HostDevice:
     def synchronize(self) -> None:
         self.flush()
 
+    def free_memory(self) -> int:
+        return self.capacity - sum(self.memory.blocks.values())
+
     def trim(self) -> None:
         assert self.depth
         self.trims += 1

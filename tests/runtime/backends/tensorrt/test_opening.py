@@ -152,10 +152,10 @@ def test_options_that_engines_were_built_with_are_taken_up(
         }
 
     opened = open_fake(changed(tiny_engines, tmp_path / "bundle", describe))
-    assert all(engine.automatic_budget_taken for engine in opened.library.engines)
+    assert all(e.budget == e.streamable_weights_size for e in opened.library.engines)
     assert [runtime.engine_host_code_allowed for runtime in opened.library.runtimes] == [True]
     plain = open_fake(tiny_engines)
-    assert not any(engine.automatic_budget_taken for engine in plain.library.engines)
+    assert all(engine.budget is None for engine in plain.library.engines)
     assert [runtime.engine_host_code_allowed for runtime in plain.library.runtimes] == [False]
 
 
