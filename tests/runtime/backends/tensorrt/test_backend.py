@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from drl.runtime import Engine, RequestError
+from drl.runtime.cache import KVCache
 from drl.runtime.errors import BackendError
 from tests.models import random_prompts
 from tests.runtime.backends.tensorrt.agreement import assert_greedy_agrees, share_alike
@@ -268,3 +269,19 @@ def test_requests_go_on_where_there_is_no_memory_for_graphs(opened: Opened, exac
         assert_greedy_agrees(exact, engine, PROMPTS[:4], path="fast", max_new_tokens=12)
     assert opened.device.launches == 0
     opened.library.contexts_fit = 0
+
+
+def test_what_an_overflow_leaves_in_the_cache_reaches_no_other_sequence(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 6, "path": "fast"}
+    expected = open_fake(opened.bundle.folder).engine(2).generate(PROMPTS[:6], **options)
+    remove = KVCache.remove
+
+    def overflowed(cache: KVCache, slots: list[int]) -> list[tuple[int, int]]:
+        for slot in slots:
+            cache._memory[:, :, slot * cache.width : (slot + 1) * cache.width] = np.nan
+        return remove(cache, slots)
+
+    monkeypatch.setattr(KVCache, "remove", overflowed)
+    assert share_alike(opened.engine(2).generate(PROMPTS[:6], **options), expected) == 1
