@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from drl.plugins.cuda.array_checks import check_arrays
 from drl.plugins.cuda.errors import CudaKernelError
 from drl.plugins.cuda.kernels import (
     CombineKernel,
@@ -13,6 +14,7 @@ from drl.plugins.cuda.kernels import (
     WeightType,
 )
 from drl.plugins.cuda.tiling import MAX_EXPERTS, Tiling, choose_tiling
+from drl.plugins.ops import EXPERT_ROUTE, ROUTED_FFN_COMBINE, ROUTED_FFN_INNER
 
 _FLOATS: dict[str, FloatType] = {
     "float32": "fp32",
@@ -71,16 +73,22 @@ def expert_route_call(
     Raises:
         CudaKernelError: The arrays do not fit each other or the kernel.
     """
+    masks = {"allowed": _as_int32(allowed), "token_mask": _as_int32(token_mask)}
+    given = {"hidden": hidden, "weight": weight, "prior_scale": prior_scale}
+    given |= {"group_log_probs": group_log_probs, **masks, "bias": bias}
+    check_arrays(EXPERT_ROUTE, given)
     batch, steps, width = hidden.shape
     experts, groups = weight.shape[1], group_log_probs.shape[2]
     _check_experts(experts)
+    if experts % groups:
+        raise CudaKernelError(f"ExpertRoute: {experts} experts do not make {groups} equal groups")
     if not 1 <= k <= experts:
         raise CudaKernelError(f"ExpertRoute chooses {k} of {experts} experts; choose fewer")
     kernel = ExpertRouteKernel(_float_type(hidden), bias is not None)
     tokens = batch * steps
     return Call(
         kernel,
-        _given(hidden, weight, prior_scale, group_log_probs, allowed, token_mask, bias),
+        _given(*given.values()),
         (width, experts, groups, k),
         (Output((batch, steps, k), "int32"), Output((batch, steps, k), "float32")),
         kernel.grid(tokens),
@@ -108,6 +116,9 @@ def routed_ffn_inner_call(
     Raises:
         CudaKernelError: The arrays do not fit each other or the kernel.
     """
+    given = {"hidden": hidden, "expert_ids": expert_ids, "up": up, "gate": gate}
+    scales = {"up": up_scale, "gate": gate_scale}
+    check_arrays(ROUTED_FFN_INNER, {**given, "up_bias": up_bias, "gate_bias": gate_bias}, scales)
     batch, steps, width = hidden.shape
     places, experts, inner = expert_ids.shape[2], up.shape[0], up.shape[2]
     _check_experts(experts)
@@ -115,7 +126,8 @@ def routed_ffn_inner_call(
     dtype, weight = _float_type(hidden), _weight_type(up, up_scale)
     slots = batch * steps * places
     if tiling is None:
-        tiling = choose_tiling(slots, experts, inner, narrowest=4 if weight == "int8" else 2)
+        narrowest = 4 if weight == "int8" else 2
+        tiling = choose_tiling(slots, experts, inner, steps=steps, narrowest=narrowest)
     kernel = InnerKernel(dtype, weight, activation, tiling, up_bias is not None)
     if kernel.gated != (gate is not None):
         raise CudaKernelError(f"RoutedFFNInner: {activation} and the gate do not fit")
@@ -143,12 +155,14 @@ def routed_ffn_combine_call(
     Raises:
         CudaKernelError: The arrays do not fit each other or the kernel.
     """
+    given = {"inner": inner, "expert_ids": expert_ids, "gates": gates, "down": down}
+    check_arrays(ROUTED_FFN_COMBINE, {**given, "down_bias": down_bias}, {"down": down_scale})
     batch, steps, places, depth = inner.shape
     experts, width = down.shape[0], down.shape[2]
     _check_experts(experts)
     dtype, weight = _float_type(inner), _weight_type(down, down_scale)
     if tiling is None:
-        tiling = _combine_tiling(batch * steps, places, experts, width, weight)
+        tiling = _combine_tiling(batch * steps, steps, places, experts, width, weight)
     kernel = CombineKernel(dtype, weight, tiling, places == 1, down_bias is not None)
     return Call(
         kernel,
@@ -160,16 +174,21 @@ def routed_ffn_combine_call(
 
 
 def _combine_tiling(
-    tokens: int, places: int, experts: int, width: int, weight: WeightType
+    tokens: int, steps: int, places: int, experts: int, width: int, weight: WeightType
 ) -> Tiling:
     narrowest = 4 if weight == "int8" else 2
     if places == 1:
-        return choose_tiling(tokens, experts, width, narrowest=narrowest)
+        return choose_tiling(tokens, experts, width, steps=steps, narrowest=narrowest)
     # A block goes through all experts of its tokens, so only the columns make blocks.
-    chosen = choose_tiling(tokens * places, experts, width, narrowest=narrowest)
+    slots = tokens * places
+    chosen = choose_tiling(slots, experts, width, steps=steps, narrowest=narrowest)
     blocks = width // 32
     narrow = narrowest == 2 and blocks < 64
     return chosen if chosen.wide else Tiling(2 if narrow else 4, chosen.tiles)
+
+
+def _as_int32(mask: Array) -> Array:
+    return mask if str(mask.dtype) == "int32" else mask.astype("int32")
 
 
 def _given(*arrays: Array | None) -> tuple[Array, ...]:

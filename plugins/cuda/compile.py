@@ -24,7 +24,7 @@ _PTX_VERSIONS = {
     **{100: "8.6", 103: "8.8", 120: "8.7", 121: "8.8"},
 }
 _MISSING = (
-    "the CUDA kernels are compiled with NVIDIA's run-time compiler, which is not installed; "
+    "the CUDA kernels are compiled with NVIDIA's run-time compiler, which does not load here; "
     "pip install 'drl[kernels]'"
 )
 
@@ -183,11 +183,15 @@ def _import(name: str) -> Any:
     try:
         if name == "nvrtc":
             from cuda.bindings import nvrtc as module
+
+            module.nvrtcVersion()  # a library that is missing shows at the first call
         else:
             from cuda.bindings import nvjitlink as module
+
+            module.version()
         return module
-    except ImportError as error:
-        raise CudaKernelError(_MISSING) from error
+    except (ImportError, RuntimeError) as error:
+        raise CudaKernelError(f"{_MISSING} ({' '.join(str(error).split())})") from error
 
 
 def _checked(nvrtc: Any, results: tuple[Any, ...]) -> Any:

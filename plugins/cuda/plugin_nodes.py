@@ -42,8 +42,8 @@ class PluginForm:
 def use_plugins(model: ir.Model) -> tuple[PluginForm, ...]:
     """Make every node whose operator has a kernel a node of its plugin, in place.
 
-    Absent inputs go, and `k` of `ExpertRoute` becomes an attribute, since a plugin cannot have
-    shapes that depend on values. The functions of these operators go too.
+    Absent inputs go, masks become int32, and `k` of `ExpertRoute` becomes an attribute, since a
+    plugin cannot have shapes that depend on values. The functions of these operators go too.
 
     Returns:
         The plugins that the model needs, in alphabetical order.
@@ -52,7 +52,8 @@ def use_plugins(model: ir.Model) -> tuple[PluginForm, ...]:
         CudaKernelError: `k` is not a constant, or only one of two biases is there.
     """
     forms = set()
-    for node in model.graph.all_nodes():
+    numbers: dict[tuple[ir.Value, int], ir.Value] = {}
+    for node in list(model.graph.all_nodes()):
         if node.domain != DOMAIN or node.op_type not in OPERATORS_WITH_PLUGINS:
             continue
         attributes = [ir.AttrString("plugin_namespace", NAMESPACE)]
@@ -73,6 +74,7 @@ def use_plugins(model: ir.Model) -> tuple[PluginForm, ...]:
                 "other, or build without plugins"
             )
         forms.add(form)
+        given = [(name, _as_number(node, value, numbers)) for name, value in given]
         node.resize_inputs(len(given))
         for index, (_, value) in enumerate(given):
             node.replace_input_with(index, value)
@@ -83,6 +85,28 @@ def use_plugins(model: ir.Model) -> tuple[PluginForm, ...]:
         if identifier[0] == DOMAIN and identifier[1] in OPERATORS_WITH_PLUGINS:
             del model.functions[identifier]
     return tuple(sorted(forms, key=lambda form: form.name))
+
+
+def _as_number(
+    node: ir.Node, value: ir.Value, known: dict[tuple[ir.Value, int], ir.Value]
+) -> ir.Value:
+    """The value itself, or its int32 cast if it is boolean, which plugins cannot have.
+
+    Nodes of one graph share the cast, which stands before the first of them.
+    """
+    if value.dtype != ir.DataType.BOOL:
+        return value
+    graph = node.graph
+    assert graph is not None
+    if (value, id(graph)) not in known:
+        name = f"{node.name}/{value.name}_as_int32"
+        cast = ir.node("Cast", [value], {"to": ir.DataType.INT32}, name=name)
+        number = cast.outputs[0]
+        number.name = f"{value.name}.as_int32"
+        number.type, number.shape = ir.TensorType(ir.DataType.INT32), value.shape
+        graph.insert_before(node, cast)
+        known[value, id(graph)] = number
+    return known[value, id(graph)]
 
 
 def _constant(node: ir.Node, value: ir.Value) -> int:

@@ -7,6 +7,7 @@ MAX_EXPERTS = 256
 BLOCK = 256
 """Threads of a block, of every kernel; `kThreads` of `src/groups.cuh`."""
 _FEW_BLOCKS = 64
+_PREFILL = 64  # tokens of a sequence from which on rows are many
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Tiling:
 WIDE = Tiling(8, 4, wide=True)
 
 
-def choose_tiling(slots: int, experts: int, columns: int, *, narrowest: int = 2) -> Tiling:
+def choose_tiling(
+    slots: int, experts: int, columns: int, *, steps: int = 1, narrowest: int = 2
+) -> Tiling:
     """A tiling for so many rows over so many experts, and products of so many columns.
 
     Few rows get narrow tiles where the columns alone would make too few blocks to read memory at
@@ -56,9 +59,11 @@ def choose_tiling(slots: int, experts: int, columns: int, *, narrowest: int = 2)
         slots: Rows in all.
         experts: Experts that they may have chosen among.
         columns: Columns of the product.
+        steps: Tokens of each sequence. They alone decide whether the tiling is wide, and with it
+            the order of sums: a sequence must not depend on its batch-mates.
         narrowest: The least number of columns per lane that the kernel has.
     """
-    if slots >= 128 * experts:
+    if steps >= _PREFILL:
         return WIDE
     tiles = 1 if slots <= 16 else 2 if slots <= 32 else 4
     groups = min(slots, experts)

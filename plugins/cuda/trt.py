@@ -22,7 +22,7 @@ from drl.plugins.cuda.kernels import (
     Kernel,
 )
 from drl.plugins.cuda.plugin_nodes import NAMESPACE, PluginForm
-from drl.plugins.cuda.tiling import BLOCK, WIDE, Tiling
+from drl.plugins.cuda.tiling import BLOCK, MAX_EXPERTS, WIDE, Tiling
 
 # Tactics by TensorRT's numbers, which begin at 1.
 _PRODUCT_TACTICS = {
@@ -53,7 +53,8 @@ def register(library: ModuleType, forms: Iterable[PluginForm], architecture: int
     Args:
         library: The module `tensorrt`.
         forms: What `use_plugins` found in the graph.
-        architecture: Compute capability to compile for, without the point.
+        architecture: Compute capability to compile for, without the point; the least one that the
+            engine is to run on.
 
     Raises:
         CudaKernelError: This TensorRT takes no such plugins.
@@ -162,6 +163,7 @@ class _Plugin:
             hidden, weight = shapes["hidden"], shapes["weight"]
             route = ExpertRouteKernel(self._float(given["hidden"]), "bias" in given)
             groups = shapes["group_log_probs"][2]
+            self._check_experts(weight[1])
             sizes = (hidden[2], weight[1], groups, given["k"])
             return _Launch(route, route.grid(hidden[0] * hidden[1]), sizes)
         tactics = self._tactics(given)
@@ -171,13 +173,23 @@ class _Plugin:
         tokens = ids[0] * ids[1]
         if self._form.operator == "RoutedFFNInner":
             up, dtype = shapes["up"], self._half(given["hidden"])
+            self._check_experts(up[0])
             inner = InnerKernel(dtype, dtype, given["activation"], tiling, "up_bias" in given)
             grid = inner.grid(tokens * ids[2], up[0], up[2], minimum)
             return _Launch(inner, grid, (tokens, ids[2], up[0], up[1], up[2]))
         down, dtype = shapes["down"], self._half(given["inner"])
+        self._check_experts(down[0])
         combine = CombineKernel(dtype, dtype, tiling, self._single(given), "down_bias" in given)
         grid = combine.grid(tokens, down[0], down[2], minimum)
         return _Launch(combine, grid, (tokens, ids[2], down[0], down[1], down[2]))
+
+    def _check_experts(self, experts: Any) -> None:
+        if not experts.is_constant or experts.constant_value() > MAX_EXPERTS:
+            count = experts.constant_value() if experts.is_constant else "a dynamic number of"
+            raise CudaKernelError(
+                f"the plugin {self._form.name} takes at most {MAX_EXPERTS} experts, and the graph "
+                f"has {count}; build without plugins"
+            )
 
     def _half(self, tensor: Any) -> Any:
         dtype = self._float(tensor)
@@ -204,6 +216,5 @@ class _Plugin:
             library.float16: "FP16",
             library.bfloat16: "BF16",
             library.int32: "INT32",
-            library.bool: "BOOL",
         }
         return names[dtype]

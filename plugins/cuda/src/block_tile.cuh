@@ -85,7 +85,10 @@ class BlockTile {
         rows[i] = r < count ? row_of(r) : -1;
       }
       Operands<F, W> mine = given[0];
-      if (matrix == 1) mine.weight = given[kMatrices - 1].weight;  // all else is the same
+      if (matrix == 1) {  // all else is the same
+        mine.weight = given[kMatrices - 1].weight;
+        mine.aligned = given[kMatrices - 1].aligned;
+      }
       Tile::template accumulate<kUsed>(acc, mine, rows, column0 + column_part * Tile::kWidth,
                                         depth_part, kSplit);
     }

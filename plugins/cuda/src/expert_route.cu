@@ -139,8 +139,8 @@ extern "C" __global__ void __launch_bounds__(256)
                      const drl::F* __restrict__ weight,             // [width, experts]
                      const float* __restrict__ prior_scale,         // []
                      const float* __restrict__ group_log_probs,     // [tokens, groups]
-                     const unsigned char* __restrict__ allowed,     // [tokens, groups]
-                     const unsigned char* __restrict__ token_mask,  // [tokens]
+                     const int* __restrict__ allowed,               // [tokens, groups], 0 or 1
+                     const int* __restrict__ token_mask,            // [tokens], 0 or 1
 #if DRL_BIASED
                      const drl::F* __restrict__ bias,               // [experts]
 #endif

@@ -72,8 +72,8 @@ class WarpTile {
     if (k >= given.depth) return;
     Weights weights;
     // The next step's weights are under way while these are multiplied, if there are registers
-    // for both: 64 rows by 64 columns leave none.
-    constexpr bool kAhead = kAligned && kTiles * kColumns < 32;
+    // for both: 64 rows leave none.
+    constexpr bool kAhead = kAligned && kTiles < 4;
     if constexpr (kAhead) load_weights<kAligned>(weights, given, column0, k);
 #pragma unroll 1
     while (k < given.depth) {

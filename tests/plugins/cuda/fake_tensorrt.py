@@ -240,6 +240,8 @@ def build(
         inputs: Type and shape of every input; a text is a dimension known at run time.
         attributes: The node's attributes, which become fields.
     """
+    refused = {dtype for dtype, _ in inputs} & {DataType.BOOL, DataType.UINT8}
+    assert not refused, f"plugins take no {refused}"
     creator = library.get_plugin_registry().get_creator(name, "1", "drl")
     fields = [_field(field.name, attributes[field.name]) for field in creator.field_names]
     request = library.QuickPluginCreationRequest.PREFER_AOT
@@ -291,7 +293,7 @@ def _field(name: str, value: Any) -> PluginField:
     """A field as the parser makes it of a node's attribute."""
     if isinstance(value, str):
         return PluginField(name, np.frombuffer(value.encode(), np.int8), PluginFieldType.CHAR)
-    return PluginField(name, np.array([value], np.int32), PluginFieldType.INT32)
+    return PluginField(name, np.array([value], np.int64), PluginFieldType.INT64)
 
 
 def _tensor(dtype: DataType, shape: Sequence[int | str]) -> DynamicPluginTensorDesc:

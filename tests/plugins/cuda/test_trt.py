@@ -124,7 +124,11 @@ def _run(
     node: ir.Node, built: Built, arrays: dict[str, Array], dtype: str, *, single: bool = False
 ) -> tuple[Array, ...]:
     """Emulate what TensorRT would launch: inputs, sizes and outputs, over the sizes of arrays."""
-    given = [arrays[value.name] for value in node.inputs if value is not None and value.name]
+    masks = {
+        f"{name}.as_int32": a.astype(np.int32) for name, a in arrays.items() if a.dtype == bool
+    }
+    named = {**arrays, **masks}
+    given = [named[value.name] for value in node.inputs if value is not None and value.name]
     first = next(iter(arrays.values()))
     sizes = {"B": first.shape[0], "T": first.shape[1]}
     sources = [kernel.source for kernel in _kernels(node, dtype, single)]
@@ -216,6 +220,13 @@ def test_fp32_layers_have_no_plugin(library: ModuleType) -> None:
         _build(library, model)
 
 
+def test_more_experts_than_the_kernels_take_are_refused(library: ModuleType) -> None:
+    """They would write past the end of shared memory."""
+    arrays = Problem(experts=257, width=8, inner=8).inner_arrays()
+    with pytest.raises(CudaKernelError, match="at most 256 experts, and the graph has 257"):
+        _build(library, _model(ROUTED_FFN_INNER, arrays, {"activation": "relu"}))
+
+
 def test_a_library_without_plugins_is_refused() -> None:
     with pytest.raises(CudaKernelError, match=r"nothing_such takes no plugins"):
         trt.register(ModuleType("nothing_such"), [], ARCHITECTURE)
@@ -233,11 +244,25 @@ class TestNodes:
         assert node.attributes["plugin_namespace"].as_string() == "drl"
         assert not model.functions
 
+    def test_masks_become_numbers(self) -> None:
+        """TensorRT's plugins have no boolean tensors."""
+        case = next(iter(expert_route_cases()))
+        model = _model(EXPERT_ROUTE, case.inputs, {})
+        use_plugins(model)
+        casts = [node for node in model.graph if node.op_type == "Cast"]
+        assert sorted(str(c.inputs[0].name) for c in casts if c.inputs[0]) == [
+            "allowed",
+            "token_mask",
+        ]
+        (node,) = (node for node in model.graph if node.domain == "drl")
+        kinds = {value.dtype for value in node.inputs if value is not None}
+        assert kinds == {ir.DataType.FLOAT, ir.DataType.INT32}
+
     def test_k_becomes_an_attribute(self) -> None:
         case = next(case for case in expert_route_cases() if case.name == "k4")
         model = _model(EXPERT_ROUTE, case.inputs, {})
         use_plugins(model)
-        (node,) = model.graph
+        (node,) = (node for node in model.graph if node.domain == "drl")
         assert node.attributes["k"].as_int() == 4
         assert "k" not in [value.name for value in node.inputs if value is not None]
 
