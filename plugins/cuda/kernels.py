@@ -20,6 +20,7 @@ _ACTIVATIONS = {
     "gelu_tanh": "kGeluTanh",
     "gelu_glu": "kGeluTanh",
 }
+_MOST_COLUMNS = 4  # per lane, where sums over several experts lie in shared memory
 Defines = tuple[tuple[str, str], ...]
 Minimum = Callable[[Any, Any], Any]
 """The lesser of two sizes; sizes are numbers, or TensorRT's expressions of dimensions."""
@@ -109,7 +110,7 @@ class CombineKernel:
 
     def __post_init__(self) -> None:
         _check_types("RoutedFFNCombine", self.dtype, self.weight, self.tiling)
-        if not self.single and self.tiling.width() > 32 and not self.tiling.wide:
+        if not self.single and self.tiling.columns > _MOST_COLUMNS and not self.tiling.wide:
             raise CudaKernelError(
                 "RoutedFFNCombine over several experts keeps its sums in shared memory, which has "
                 "room for 4 columns per lane at most; choose a narrower tiling"
@@ -124,8 +125,10 @@ class CombineKernel:
     def source(self) -> KernelSource:
         """What to compile."""
         tiling = self.tiling
-        if not self.single and tiling.wide:
-            tiling = Tiling(4, 4)  # wide in tokens, since all of a token's experts meet in a block
+        if not self.single:
+            # All of a token's experts meet in a block: wide means more tokens. The sums beside the
+            # products leave registers for 32 rows at a time.
+            tiling = Tiling(min(tiling.columns, _MOST_COLUMNS), min(tiling.tiles, 2))
         defines = (
             *_product_defines(self.dtype, self.weight, tiling),
             _flag("DRL_BIASED", self.biased),
@@ -140,7 +143,7 @@ class CombineKernel:
         """Blocks along x and y for so many tokens, experts and output columns."""
         if self.single:
             return _group_grid(self.tiling, 1, tokens, experts, width, minimum)
-        columns = 32 if self.tiling.wide else self.tiling.width()
+        columns = 8 * min(self.tiling.columns, _MOST_COLUMNS)
         return _quotient(width, columns), _quotient(tokens, self.tokens)
 
 
