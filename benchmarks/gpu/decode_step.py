@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def step_milliseconds(generate: Generate, sources: list[list[int]], repeats: int
     return 1e3 * statistics.median(differences) / (_NEW - 1)
 
 
-def drl_engine(bundle: Path, device: str, path: str | None, largest: int) -> Generate:
+def drl_engine(bundle: Path, device: str, path: str, largest: int) -> Generate:
     """An engine of this project.
 
     Raises:
@@ -117,7 +118,7 @@ def table(results: list[Timed]) -> str:
 @click.option("--batch", default="1,8,32", help="Batch sizes, separated by commas.")
 @click.option("--source", default=64, help="Tokens of every source.")
 @click.option("--devices", default=",".join(DEVICES), help="Backends to time.")
-@click.option("--path", help="Decoding path; by default what the router chooses.")
+@click.option("--path", default="auto", help="Decoding path; auto: what the router chooses.")
 @click.option("--dtype", default="float16", help="Of Transformers' model: float16 or bfloat16.")
 @click.option("--repeats", default=5)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write results here.")
@@ -127,7 +128,7 @@ def main(
     batch: str,
     source: int,
     devices: str,
-    path: str | None,
+    path: str,
     dtype: str,
     repeats: int,
     json_path: Path | None,
@@ -135,13 +136,12 @@ def main(
     """Time greedy decoding steps of a bundle on every backend that works here."""
     batches = [int(size) for size in batch.split(",")]
     engines: list[tuple[str, Callable[[], Generate]]] = [
-        (f"drl {device}", lambda device=device: drl_engine(bundle, device, path, max(batches)))
+        (f"drl {device}", partial(drl_engine, bundle, device, path, max(batches)))
         for device in devices.split(",")
     ]
     if checkpoint is not None:
-        given = checkpoint
         engines += [
-            (f"transformers {mode}", lambda mode=mode: transformers_engine(given, mode, dtype))
+            (f"transformers {mode}", partial(transformers_engine, checkpoint, mode, dtype))
             for mode in PEERS
         ]
     results: list[Timed] = []

@@ -29,7 +29,8 @@ def median_seconds(
         end.record(stream)
         end.synchronize()
         times.append(cupy.cuda.get_elapsed_time(begin, end) / 1e3 / len(actions))
-    return statistics.median(times)
+    median: float = statistics.median(times)
+    return median
 
 
 def memory_bandwidth(cupy: Any, size: int = 1 << 30) -> float:
@@ -41,4 +42,5 @@ def memory_bandwidth(cupy: Any, size: int = 1 << 30) -> float:
             target.data.ptr, source.data.ptr, size, 3, cupy.cuda.get_current_stream().ptr
         )  # 3: from device to device
 
-    return 2 * size / median_seconds(cupy, [copy])
+    bandwidth: float = 2 * size / median_seconds(cupy, [copy])
+    return bandwidth

@@ -206,7 +206,8 @@ def _text(nvrtc: Any, program: Any, what: str) -> str:
     size = _checked(nvrtc, getattr(nvrtc, f"nvrtcGet{what}Size")(program))
     text = b" " * size
     _checked(nvrtc, getattr(nvrtc, f"nvrtcGet{what}")(program, text))
-    return text.decode().strip("\0").strip() + "\n"
+    read: str = text.decode().strip("\0").strip()
+    return f"{read}\n"
 
 
 def _dotted(architecture: int) -> str:

@@ -88,10 +88,13 @@ class _Plugin:
 
     def register(self) -> None:
         """Hand the three functions to TensorRT."""
-        plugin, name = self._plugin, f"{NAMESPACE}::{self._form.name}"
-        described = tuple[(plugin.TensorDesc,) * self._outputs]  # type: ignore[misc]
-        made = tuple[str, str, plugin.KernelLaunchParams, plugin.SymExprs]
-        tunes = list[plugin.AutoTuneCombination]  # type: ignore[name-defined]
+        plugin: Any = self._plugin
+        name = f"{NAMESPACE}::{self._form.name}"
+        # TensorRT reads these as annotations; they are made of its own classes.
+        generic: Any = tuple
+        described = generic[(plugin.TensorDesc,) * self._outputs]
+        made = generic[str, str, plugin.KernelLaunchParams, plugin.SymExprs]
+        tunes = list[plugin.AutoTuneCombination]
         plugin.register(name)(self._signed(self._describe, [], described))
         plugin.autotune(name)(self._signed(self._tune, ["outputs"], tunes))
         plugin.aot_impl(name)(self._signed(self._implement, ["outputs", "tactic"], made))
