@@ -81,8 +81,8 @@ def count_work(
     products = [(each, float(each.elements)) for each in common if each.is_matrix]
     products += [(w, path.experts_per_token * w.elements / e) for w, e in stacked if w.is_matrix]
     cache = manifest.cache
-    width = 4 if cache.dtype == "float32" else 2
-    state = 2 * len(path.layers) * cache.kv_heads * cache.head_dim * width
+    width = {"float32": 4, "int8": 1}.get(cache.dtype, 2)
+    state = 2 * len(path.layers) * cache.kv_heads * cache.row_width * width
     kept = math.ceil(round(path.keep_ratio * 1000) * cell.source / 1000)
     return Work(
         weight_bytes=sum(each.bytes for each in common),

@@ -15,13 +15,16 @@ from typing import Any
 import onnx_ir as ir
 
 from drl.export.folders import replace_folder
+from drl.export.graph.kv_cache import CACHE_FORMS
 from drl.export.model import ModelConfig
+from drl.export.options import KvCache
 from drl.runtime.bundle import MANIFEST_NAME
 from drl.runtime.errors import ExportError
 from drl.runtime.manifest import FORMAT, FORMAT_VERSION
 
 _DTYPES = {
     ir.DataType.FLOAT: "float32",
+    ir.DataType.INT8: "int8",
     ir.DataType.INT32: "int32",
     ir.DataType.INT64: "int64",
     ir.DataType.BOOL: "bool",
@@ -42,6 +45,7 @@ class BundleContents:
         graphs: The lowered graphs: encoder, bridge and decoder.
         generation: Defaults of the checkpoint.
         canonical_decoder: The fp32 decoder before the passes of the target, if that is stored too.
+        kv_cache: Of keys and values.
     """
 
     config: ModelConfig
@@ -50,6 +54,7 @@ class BundleContents:
     graphs: Mapping[str, ir.Model]
     generation: Mapping[str, Any]
     canonical_decoder: ir.Model | None = None
+    kv_cache: KvCache = "fp32"
 
     @property
     def canonical(self) -> dict[str, str]:
@@ -103,7 +108,7 @@ def write_manifest(
         contents: What it was made from.
         parity: Summary of the verification, or None if there was none.
     """
-    config = contents.config
+    config, form = contents.config, CACHE_FORMS[contents.kv_cache]
     document: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -125,7 +130,8 @@ def write_manifest(
             "decoder_layers": config.decoder_layers,
             "kv_heads": config.kv_heads,
             "head_dim": config.head_dim,
-            "dtype": "float32",
+            "dtype": _DTYPES[form.dtype],
+            "scale_bytes": form.behind,
         },
         "paths": _describe_paths(config),
         "path_router": _describe_router(config),

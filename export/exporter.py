@@ -18,7 +18,7 @@ from drl.export.checkpoint import Checkpoint, load_checkpoint
 from drl.export.evaluation import Pair, check_pairs, count_right, read_pairs
 from drl.export.graph import emit_bridge, emit_decoder, emit_encoder
 from drl.export.model import DualRouterModel, ModelConfig
-from drl.export.options import DEFAULTS, ExportOptions, Precision
+from drl.export.options import DEFAULTS, ExportOptions, KvCache, Precision
 from drl.export.parity import TOLERANCE, ParityReport
 from drl.export.passes import AppendFunctionBodies, LowerCachedAttention, RankTokens
 from drl.export.quantization_report import Accuracy, QuantizationReport
@@ -94,7 +94,7 @@ def export(
         if options.verify:
             progress("verify")
             if options.quantized:
-                quantization = _verify_quantized(folder, checkpoint, options.precision, weights)
+                quantization = _verify_quantized(folder, checkpoint, options, weights)
             else:
                 parity = _verify(folder, expect(checkpoint.model()))
         if quantization is not None and pairs is not None:
@@ -110,11 +110,14 @@ def export(
 
 
 def emit_graphs(
-    config: ModelConfig, weights: WeightPlan, precision: Precision
+    config: ModelConfig, weights: WeightPlan, precision: Precision, kv_cache: KvCache = "fp32"
 ) -> dict[str, ir.Model]:
     """Emit the three canonical graphs over one plan of the weights file."""
-    emitters = {"encoder": emit_encoder, "bridge": emit_bridge, "decoder": emit_decoder}
-    return {name: emit(config, weights, precision) for name, emit in emitters.items()}
+    return {
+        "encoder": emit_encoder(config, weights, precision),
+        "bridge": emit_bridge(config, weights, precision, kv_cache),
+        "decoder": emit_decoder(config, weights, precision, kv_cache),
+    }
 
 
 def lower(model: ir.Model, options: ExportOptions) -> ir.Model:
@@ -136,7 +139,7 @@ def _build(
     """Make the graphs, and the plan of their weights."""
     progress("emit")
     weights = WeightPlan()
-    graphs = emit_graphs(checkpoint.config, weights, options.precision)
+    graphs = emit_graphs(checkpoint.config, weights, options.precision, options.kv_cache)
     progress("passes")
     graphs = {name: lower(model, options) for name, model in graphs.items()}
     contents = BundleContents(
@@ -146,6 +149,7 @@ def _build(
         graphs,
         checkpoint.generation.options,
         _canonical_decoder(checkpoint.config, weights, options),
+        options.kv_cache,
     )
     return contents, weights
 
@@ -214,9 +218,9 @@ def _verify(folder: Path, expected: Expectation) -> ParityReport:
 
 
 def _verify_quantized(
-    folder: Path, checkpoint: Checkpoint, precision: Precision, weights: WeightPlan
+    folder: Path, checkpoint: Checkpoint, options: ExportOptions, weights: WeightPlan
 ) -> QuantizationReport:
-    expected = expect_quantized(checkpoint, precision)
+    expected = expect_quantized(checkpoint, options.precision, kv_cache=options.kv_cache)
     fp32 = WeightPlan()
     emit_graphs(checkpoint.config, fp32, "fp32")
     backend = open_backend(Bundle.load(folder, verify_hashes=False), device="cpu")

@@ -9,6 +9,7 @@ from drl.runtime.errors import ExportError
 
 Target = Literal["portable", "ort-cpu"]
 Precision = Literal["fp32", "int8", "int8-block", "int4", "int4+int8-head"]
+KvCache = Literal["fp32", "int8"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class ExportOptions:
         precision: Of weights and of the products with them; all else is fp32. `int8` has one
             scale per output, `int8-block` and `int4` have one step per 32 inputs. A tied head of 8
             bits is stored once for head and embedding; `int4` keeps the embedding fp32.
+        kv_cache: Of the keys and values that attention reads, in a quantised bundle: `int8` has a
+            scale for each head of each position.
         force: Whether to replace an existing bundle.
         verify: Whether to hold the bundle against the eager model.
         verify_against_transformers: Whether to hold the eager model against transformers too.
@@ -34,6 +37,7 @@ class ExportOptions:
 
     target: Target = "ort-cpu"
     precision: Precision = "fp32"
+    kv_cache: KvCache = "fp32"
     force: bool = False
     verify: bool = True
     verify_against_transformers: bool = False
@@ -47,6 +51,11 @@ class ExportOptions:
                 f"a portable bundle has no precision {self.precision}: it must run on any ONNX "
                 "runtime, and quantised operators are told apart by function overloads, which some "
                 "ignore and then compute something else; give --target ort-cpu, or --precision fp32"
+            )
+        if self.kv_cache != "fp32" and not self.quantized:
+            raise ExportError(
+                f"--kv-cache {self.kv_cache} is for quantised bundles, whose attention our kernels "
+                "run; give --precision int8, or --kv-cache fp32"
             )
         if self.evaluate is not None and not self.quantized:
             raise ExportError(

@@ -1,7 +1,7 @@
 """Packed weights: which format a precision gives the matrices, and how they are made."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from drl.export.checkpoint import Checkpoint
 from drl.export.model import ModelConfig
-from drl.export.options import Precision
+from drl.export.options import KvCache, Precision
 from drl.export.weights import Maker
 from drl.plugins.ops.packing import (
     Format,
@@ -34,10 +34,12 @@ class Formats:
     Attributes:
         layers: Of the matrices in the layers of both stacks, experts included.
         head: Of the head.
+        kv_cache: Of the keys and values that the decoder's attention reads.
     """
 
     layers: Format
     head: Format
+    kv_cache: KvCache = "fp32"
 
     def packs_embedding(self, config: ModelConfig, table: str) -> bool:
         """Whether the embedding `table` is read from the head's packed weights.
@@ -55,7 +57,12 @@ FORMATS: Mapping[Precision, Formats] = MappingProxyType(
         "int4+int8-head": Formats("int4", "int8"),
     }
 )
-"""The formats of every precision but fp32."""
+"""The formats of every precision but fp32, with keys and values of fp32."""
+
+
+def formats_of(precision: Precision, kv_cache: KvCache) -> Formats:
+    """Return the formats of a quantised precision and a cache."""
+    return replace(FORMATS[precision], kv_cache=kv_cache)
 
 
 def pack(format: Format, weight: Tensor) -> PackedWeights:

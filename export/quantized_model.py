@@ -9,14 +9,22 @@ from torch import Tensor, nn
 
 from drl.export.checkpoint import Checkpoint
 from drl.export.model import DualRouterModel, ModelConfig
+from drl.export.model.attention import (
+    CrossAttention,
+    LayerCache,
+    SelfAttention,
+    SelfAttentionInput,
+)
 from drl.export.model.experts import Experts
 from drl.export.model.group_router import GroupChoice
 from drl.export.packed_weights import Formats, pack
 from drl.plugins.ops.packing import Format, quantize_rows, unpack
+from drl.plugins.ops.state_rows import dequantize_states, quantize_states
 
 _LAYER = r"(encoder|decoder)\.layers\.\d+\."
 _MATRIX = re.compile(_LAYER + r".*\b(q|k|v|o|up|gate|down)")
 _EXPERTS = re.compile(_LAYER + r"ffn\.experts")
+_ATTENTION = re.compile(r"decoder\.layers\.\d+\.(self|cross)_attention")
 
 
 class QuantizedModel(DualRouterModel):
@@ -25,17 +33,33 @@ class QuantizedModel(DualRouterModel):
     Args:
         config: The model's configuration.
         words: The embeddings that level 1 was made from, by the names of their modules.
+        rounds_states: Whether caches and encoder states hold rounded keys and values.
     """
 
-    def __init__(self, config: ModelConfig, words: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, config: ModelConfig, words: Mapping[str, Tensor], *, rounds_states: bool = False
+    ) -> None:
         super().__init__(config)
         self._words = words
+        if rounds_states:
+            self._round_attention(config)
         for name, module in list(self.named_modules()):
             if _EXPERTS.fullmatch(name):
                 self.set_submodule(name, _QuantizedExperts(config))
             elif _MATRIX.fullmatch(name):
                 module.register_forward_pre_hook(_round_input)
         self.decoder.register_forward_hook(_round_states)
+
+    def _round_attention(self, config: ModelConfig) -> None:
+        for name, module in list(self.named_modules()):
+            if _ATTENTION.fullmatch(name):
+                own = isinstance(module, SelfAttention)
+                rounded: nn.Module = (
+                    _RoundedSelfAttention(config, bidirectional=False)
+                    if own
+                    else _RoundedCrossAttention(config)
+                )
+                self.set_submodule(name, rounded)
 
     def embed(
         self, tokens: Tensor, table: nn.Embedding | None = None
@@ -59,7 +83,7 @@ def quantized_model(checkpoint: Checkpoint, formats: Formats) -> DualRouterModel
     tables = ["embedding", *([] if config.shared_embedding else ["decoder_embedding"])]
     words = {name: checkpoint.tensor(f"{name}.weight") for name in tables}
     with torch.device("meta"):
-        model = QuantizedModel(config, words)
+        model = QuantizedModel(config, words, rounds_states=formats.kv_cache == "int8")
     state = {name: _tensor(checkpoint, name, formats) for name in checkpoint.shapes}
     model.load_state_dict(state, assign=True)
     target = config.target_embedding
@@ -78,6 +102,36 @@ class _QuantizedExperts(Experts):
 
     def inner(self, expert: int, x: Tensor) -> Tensor:
         return round_rows(super().inner(expert, x))
+
+
+class _RoundedCache(LayerCache):
+    """A cache that rounds what is written to it."""
+
+    def write(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        super().write(round_heads(keys), round_heads(values), slots)
+
+
+class _RoundedSelfAttention(SelfAttention):
+    """Self-attention over a cache of rounded keys and values."""
+
+    def forward(
+        self, x: Tensor, shared: SelfAttentionInput, cache: LayerCache | None = None
+    ) -> Tensor:
+        rounded = None if cache is None else _RoundedCache(cache.keys, cache.values)
+        return super().forward(x, shared, rounded)
+
+
+class _RoundedCrossAttention(CrossAttention):
+    """Cross-attention to rounded keys and values."""
+
+    def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = super().project(states)
+        return round_heads(keys), round_heads(values)
+
+
+def round_heads(x: Tensor) -> Tensor:
+    """Return keys or values `[..., h]` as a cache of int8 holds them."""
+    return torch.from_numpy(dequantize_states(quantize_states(x.detach().contiguous().numpy())))
 
 
 def round_rows(x: Tensor) -> Tensor:

@@ -178,10 +178,17 @@ def replay(
     """
     config, tokens = expected.config, expected.tokens[path].numpy()
     rows, capacity = tokens.shape
-    info = CacheInfo(config.decoder_layers, config.kv_heads, config.head_dim, "float32")
     layers = config.paths[path].layers
+    cross = backend.bridge(encoding, path)
+    info = CacheInfo(
+        config.decoder_layers,
+        config.kv_heads,
+        config.head_dim,
+        str(backend.cache_dtype),
+        cross.keys[layers[0]].shape[3] - config.head_dim,
+    )
     cache = KVCache(info, layers, rows, capacity, rules=backend)
-    cache.append(backend.bridge(encoding, path))
+    cache.append(cross)
     cache.reserve(capacity)
     for call in expected.calls[path]:
         before(call)

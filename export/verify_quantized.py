@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from drl.export.checkpoint import Checkpoint
 from drl.export.model import DualRouterModel, Route
 from drl.export.model.norms import RMSNorm
-from drl.export.options import Precision
-from drl.export.packed_weights import FORMATS
+from drl.export.options import KvCache, Precision
+from drl.export.packed_weights import formats_of
 from drl.export.quantization_report import (
     CLEAR_LEAD,
     LayerFlips,
@@ -73,11 +73,14 @@ class Flips:
 
 
 def expect_quantized(
-    checkpoint: Checkpoint, precision: Precision, sample: Sample = SAMPLE
+    checkpoint: Checkpoint,
+    precision: Precision,
+    sample: Sample = SAMPLE,
+    kv_cache: KvCache = "fp32",
 ) -> QuantizedExpectation:
     """Run the eager models, one after the other, on everything that a bundle is compared on."""
     fp32 = expect(checkpoint.model(), sample)
-    model = quantized_model(checkpoint, FORMATS[precision])
+    model = quantized_model(checkpoint, formats_of(precision, kv_cache))
     rounded = expect(model, sample)
     _shake(model)
     return QuantizedExpectation(fp32, rounded, expect(model, sample))

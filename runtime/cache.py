@@ -245,11 +245,11 @@ class KVCache:
         self._cross, self._bias, self.kept = cross, bias, kept
 
     def _block(self, entries: int, length: int) -> BackendArray:
-        """Keys and values of the layers on the path, `[2, layers, entries, N, length, h]`.
+        """Keys and values of the layers on the path, `[2, layers, entries, N, length, row_width]`.
 
         Zeroed: a masked position counts nothing only as long as it holds a finite number.
         """
-        heads, width = self._info.kv_heads, self._info.head_dim
+        heads, width = self._info.kv_heads, self._info.row_width
         shape = 2, len(self._places), entries, heads, length, width
         purpose = f"keys and values of {entries} sequences with {length} positions"
         return self._arrays.zeros(shape, self._rules.cache_dtype, purpose)

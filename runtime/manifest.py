@@ -13,7 +13,7 @@ from drl.runtime.fields import Document, Fields
 
 FORMAT = "drl-bundle"
 FORMAT_VERSION = 1
-CACHE_DTYPES = ("float32", "float16")
+CACHE_DTYPES = ("float32", "float16", "int8")
 GRAPHS = ("encoder", "bridge", "decoder")
 PRECISIONS = ("fp32", "int8", "int8-block", "int4", "int4+int8-head")
 _QUANTISED = "drl.Quantized"
@@ -81,12 +81,22 @@ class Limits:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """The shape of the KV cache: `[rows, kv_heads, capacity, head_dim]` per decoder layer."""
+    """The shape of the KV cache: `[rows, kv_heads, capacity, row_width]` per decoder layer.
+
+    Encoder states that the decoder attends to lie alike. int8 has `scale_bytes` behind the numbers
+    of a head at one position.
+    """
 
     decoder_layers: int
     kv_heads: int
     head_dim: int
     dtype: str
+    scale_bytes: int = 0
+
+    @property
+    def row_width(self) -> int:
+        """Elements of a head at one position."""
+        return self.head_dim + self.scale_bytes
 
 
 @dataclass(frozen=True)
@@ -177,6 +187,7 @@ def parse_manifest(document: object) -> Manifest:
             kv_heads=cache.integer("kv_heads", 1),
             head_dim=cache.integer("head_dim", 1),
             dtype=cache.text("dtype"),
+            scale_bytes=cache.integer("scale_bytes") if "scale_bytes" in cache.items else 0,
         ),
         paths=tuple(_path(item, index) for index, item in enumerate(root.array("paths"))),
         path_router=_router(root),

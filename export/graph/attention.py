@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from drl.export.graph.emitter import Emitter, States
+from drl.export.graph.kv_cache import INT8_CACHE
 from drl.export.graph.positions import Rotary, emit_position_bias
-from drl.plugins.ops import CACHED_ATTENTION, CROSS_ATTENTION
+from drl.plugins.ops import QUANTIZE_STATES
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ def emit_cached_attention(
 
     Returns:
         The sum of output and `residual`, `[B, T, d]`, and the caches with the new keys and values,
-        `[B, N, C, h]`.
+        `[B, N, C, h]`, or wider as `CacheForm` says.
     """
     with e.scope(name):
         query, key, value = _project(e, x, shared)
-        mixed, keys, values = CACHED_ATTENTION.emit(
+        mixed, keys, values = e.cache.cached_attention.emit(
             e.op,
             query,
             key,
@@ -86,9 +87,12 @@ def emit_cached_attention(
 
 
 def emit_cross_projection(e: Emitter, name: str, states: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Emit the keys and values of `CrossAttention` `name` for `[B, K, d]`: `[B, N, K, h]` each."""
+    """Emit the keys and values of `CrossAttention` `name` for `[B, K, d]`: `[B, N, K, h]` each.
+
+    They have the form of the cache.
+    """
     with e.scope(name):
-        keys, values = (_split_heads(e, e.linear(side, states)) for side in ("k", "v"))
+        keys, values = (_as_cached(e, e.linear(side, states)) for side in ("k", "v"))
         return keys, values
 
 
@@ -107,11 +111,11 @@ def emit_cross_attention(
         name: The module's name.
         x: `[B, T, d]`, the W rows of a source side by side.
         residual: `[B, T, d]`.
-        memory: Keys and values of the sources, `[R, N, K, h]`.
+        memory: Keys and values of the sources, `[R, N, K, h]`, in the form of the cache.
         bias: Added to the scores, `[R, K]`.
     """
     with e.scope(name):
-        mixed = CROSS_ATTENTION.emit(
+        mixed = e.cache.cross_attention.emit(
             e.op,
             e.linear("q", x),
             *memory,
@@ -132,7 +136,13 @@ def _project(
     return query, key, value
 
 
-def _split_heads(e: Emitter, x: ir.Value) -> ir.Value:
-    """Turn keys or values `[B, K, N·h]` into `[B, N, K, h]`."""
-    split = e.op.Reshape(x, [0, 0, e.config.kv_heads, e.config.head_dim])
+def _as_cached(e: Emitter, x: ir.Value) -> ir.Value:
+    """Turn keys or values `[B, K, N·h]` into `[B, N, K, h]`, in the form of the cache."""
+    config = e.config
+    if e.cache is INT8_CACHE:
+        rows: ir.Value = QUANTIZE_STATES.emit(
+            e.op, x, kv_heads=config.kv_heads, head_dim=config.head_dim
+        )
+        return rows
+    split = e.op.Reshape(x, [0, 0, config.kv_heads, config.head_dim])
     return e.op.Transpose(split, perm=[0, 2, 1, 3])

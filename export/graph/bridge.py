@@ -9,22 +9,26 @@ from drl.export.graph.precision import open_emitter
 from drl.export.graph.tokens import emit_padding_bias, emit_steps, emit_valid
 from drl.export.model import ModelConfig
 from drl.export.model.config import KEEP_DENOMINATOR
-from drl.export.options import Precision
+from drl.export.options import KvCache, Precision
 from drl.export.weights import WeightPlan
 from drl.plugins.ops import SELECT_STATES
 
 
 def emit_bridge(
-    config: ModelConfig, weights: WeightPlan, precision: Precision = "fp32"
+    config: ModelConfig,
+    weights: WeightPlan,
+    precision: Precision = "fp32",
+    kv_cache: KvCache = "fp32",
 ) -> ir.Model:
     """Emit the graph from `encoder_states` to keys and values.
 
     Inputs: `encoder_states` `[B, S, d]`, `source_lengths` int32 `[B]`, with a path router
     `saliency` `[B, S]`, with several paths `path` int64 `[]`. Outputs: `cross_bias` `[B, K]`,
     `kept_lengths` int32 `[B]`, and per decoder layer `cross_k.{i}` and `cross_v.{i}`
-    `[B, N, K, h]`, with K = 0 for a layer that is not on the path.
+    `[B, N, K, h]`, with K = 0 for a layer that is not on the path; a cache of int8 has two more
+    bytes behind h.
     """
-    e = open_emitter("bridge", config, weights, precision)
+    e = open_emitter("bridge", config, weights, precision, kv_cache)
     states = e.input("encoder_states", FLOAT, ["B", "S", config.d_model])
     lengths = e.input("source_lengths", INT32, ["B"])
     routed = config.path_router is not None
@@ -35,16 +39,17 @@ def emit_bridge(
     e.output("kept_lengths", kept_lengths, ["B"], INT32)
     for i in range(config.decoder_layers):
         keys, values = _emit_layer(e, i, kept, switch.runs(i))
-        dims = _cross_dims(config, i)
-        e.output(f"cross_k.{i}", keys, dims)
-        e.output(f"cross_v.{i}", values, dims)
+        dims = _cross_dims(e, i)
+        e.output(f"cross_k.{i}", keys, dims, e.cache.dtype)
+        e.output(f"cross_v.{i}", values, dims, e.cache.dtype)
     return e.model()
 
 
-def _cross_dims(config: ModelConfig, layer: int) -> Dims:
+def _cross_dims(e: Emitter, layer: int) -> Dims:
     """Return the dimensions of a layer's keys; K is 0 where a path skips the layer."""
+    config = e.config
     kept = f"K.{layer}" if layer in config.skippable_layers else "K"
-    return ["B", config.kv_heads, kept, config.head_dim]
+    return ["B", config.kv_heads, kept, e.cache.row_width(config)]
 
 
 def _emit_selection(
@@ -80,14 +85,15 @@ def _emit_layer(
 
     def nothing() -> tuple[ir.Value, ir.Value]:
         batch = e.op.Shape(kept, start=0, end=1)
-        shape = e.op.Concat(batch, [config.kv_heads, 0, config.head_dim], axis=0)
-        return e.op.ConstantOfShape(shape), e.op.ConstantOfShape(shape)
+        shape = e.op.Concat(batch, [config.kv_heads, 0, e.cache.row_width(config)], axis=0)
+        zero = ir.tensor([0], dtype=e.cache.dtype)
+        return e.op.ConstantOfShape(shape, value=zero), e.op.ConstantOfShape(shape, value=zero)
 
     with e.scope("decoder", f"layers.{layer}"):
         if condition is None:
             return project()
-        dims = _cross_dims(config, layer)
-        outputs = [("cross_k", FLOAT, dims), ("cross_v", FLOAT, dims)]
+        dims = _cross_dims(e, layer)
+        outputs = [("cross_k", e.cache.dtype, dims), ("cross_v", e.cache.dtype, dims)]
         name = f"decoder.layers.{layer}.bridge"
         keys, values = e.branch(condition, project, nothing, outputs, name=name)
         return keys, values

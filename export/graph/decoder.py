@@ -23,7 +23,7 @@ from drl.export.graph.positions import (
 from drl.export.graph.precision import open_emitter
 from drl.export.graph.tokens import emit_steps, emit_valid
 from drl.export.model import ModelConfig
-from drl.export.options import Precision
+from drl.export.options import KvCache, Precision
 from drl.export.weights import WeightPlan
 
 
@@ -39,7 +39,10 @@ class _LayerInputs:
 
 
 def emit_decoder(
-    config: ModelConfig, weights: WeightPlan, precision: Precision = "fp32"
+    config: ModelConfig,
+    weights: WeightPlan,
+    precision: Precision = "fp32",
+    kv_cache: KvCache = "fp32",
 ) -> ir.Model:
     """Emit the graph from `tokens` to `logits`.
 
@@ -50,14 +53,14 @@ def emit_decoder(
     their `normalisers` `[B, T]`, if the graph ranks `top_values` and `top_ids` `[B, T, c]`, per
     layer `present_k.{i}` and `present_v.{i}` (the same buffers as the past), and
     `decoder_experts.{i}` int32 `[B, T, k]` per sparse layer. A layer that the path skips hands on
-    its empty caches.
+    its empty caches. Keys and values of int8 have two more bytes behind h.
 
     A graph of a quantised precision ranks: for c > 0 `candidates` it tells the c largest logits,
     and `logits` is `[B, T, 0]`.
 
     There are R sources and W = B/R rows for each, side by side: row b reads source b // W.
     """
-    e = open_emitter("decoder", config, weights, precision)
+    e = open_emitter("decoder", config, weights, precision, kv_cache)
     tokens = e.input("tokens", INT64, ["B", "T"])
     lengths = e.input("lengths", INT32, ["B"])
     new_lengths = e.input("new_lengths", INT32, ["B"])
@@ -96,16 +99,17 @@ def emit_decoder(
         e.output("top_ids", head.top[1], ["B", "T", "c"], INT32)
     for i, pair in enumerate(presents):
         for side, value in zip("kv", pair, strict=True):
-            e.output(f"present_{side}.{i}", value, _layer_dims(config, i, "B", "C"))
+            e.output(f"present_{side}.{i}", value, _layer_dims(e, i, "B", "C"), e.cache.dtype)
     for i, ids in experts.items():
         e.output(f"decoder_experts.{i}", ids, _expert_dims(config, i), INT32)
     return e.model()
 
 
-def _layer_dims(config: ModelConfig, layer: int, rows: str, length: str) -> Dims:
+def _layer_dims(e: Emitter, layer: int, rows: str, length: str) -> Dims:
     """Return the dimensions of a layer's keys; a skippable layer has a length of its own."""
+    config = e.config
     name = f"{length}.{layer}" if layer in config.skippable_layers else length
-    return [rows, config.kv_heads, name, config.head_dim]
+    return [rows, config.kv_heads, name, e.cache.row_width(config)]
 
 
 def _expert_dims(config: ModelConfig, layer: int) -> Dims:
@@ -116,10 +120,10 @@ def _expert_dims(config: ModelConfig, layer: int) -> Dims:
 def _layer_pair(
     e: Emitter, kind: str, layer: int, rows: str, length: str
 ) -> tuple[ir.Value, ir.Value]:
-    dims = _layer_dims(e.config, layer, rows, length)
+    dims = _layer_dims(e, layer, rows, length)
     return (
-        e.input(f"{kind}_k.{layer}", FLOAT, dims),
-        e.input(f"{kind}_v.{layer}", FLOAT, dims),
+        e.input(f"{kind}_k.{layer}", e.cache.dtype, dims),
+        e.input(f"{kind}_v.{layer}", e.cache.dtype, dims),
     )
 
 
@@ -177,11 +181,11 @@ def _emit_layer(
     with e.scope(f"layers.{layer}"):
         if condition is None:
             return run()
-        cache = _layer_dims(config, layer, "B", "C")
+        cache = _layer_dims(e, layer, "B", "C")
         outputs: list[BranchOutput] = [
             ("states", FLOAT, ["B", "T", config.d_model]),
-            ("present_k", FLOAT, cache),
-            ("present_v", FLOAT, cache),
+            ("present_k", e.cache.dtype, cache),
+            ("present_v", e.cache.dtype, cache),
         ]
         if sparse:
             outputs.append(("experts", INT32, [None, None, None]))

@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 import onnxscript
 
+from drl.export.graph.kv_cache import FP32_CACHE, CacheForm
 from drl.export.model import ModelConfig, parameter_shapes
 from drl.export.weights import Maker, WeightPlan, reshaped, stored_as_is, transposed
 
@@ -73,6 +74,8 @@ class Emitter(ABC):
     """Whether the head can tell the largest logits and leave out the others."""
     fuses: bool
     """Whether operators with native kernels do what stands around a product or an attention."""
+    cache: CacheForm = FP32_CACHE
+    """The form of keys and values that are inputs or outputs of a graph."""
 
     def __init__(self, name: str, config: ModelConfig, weights: WeightPlan) -> None:
         self.config = config

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from drl.export.graph.emitter import FLOAT, UINT8, AddTo, Emitter, HeadValues, Normed, States
+from drl.export.graph.kv_cache import CACHE_FORMS
 from drl.export.model import ModelConfig
 from drl.export.model.feed_forward import is_gated
 from drl.export.packed_weights import Formats, PackedParts, each_transposed, joined, stacked
@@ -39,6 +40,7 @@ class QuantizedEmitter(Emitter):
     ) -> None:
         super().__init__(name, config, weights)
         self._formats = formats
+        self.cache = CACHE_FORMS[formats.kv_cache]
 
     def linear(self, name: str, x: States, *, residual: ir.Value | None = None) -> ir.Value:
         """See `Emitter.linear`."""

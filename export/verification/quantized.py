@@ -7,7 +7,7 @@ goes through the same emitters and shows mistakes of the graphs layer by layer.
 """
 
 from drl.export.exporter import emit_graphs
-from drl.export.options import Precision
+from drl.export.options import KvCache, Precision
 from drl.export.quantization_report import QuantizationReport
 from drl.export.verification.options import VerifyOptions
 from drl.export.verification.reference import checkpoint_of
@@ -36,7 +36,8 @@ def compare_rounded(bundle: Bundle, options: VerifyOptions, sample: Sample) -> Q
             "give --checkpoint FOLDER"
         )
     checkpoint = checkpoint_of(bundle, options.checkpoint)
-    expected = expect_quantized(checkpoint, precision, sample)
+    kv_cache: KvCache = "int8" if bundle.manifest.cache.dtype == "int8" else "fp32"
+    expected = expect_quantized(checkpoint, precision, sample, kv_cache)
     plan = WeightPlan()
     emit_graphs(checkpoint.config, plan, "fp32")
     backend = open_backend(bundle, "cpu")

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
 ParallelFor = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, Task, ctypes.c_void_p)
 
+SCALE_BYTES = 2
+"""`DRL_SCALE_BYTES`: of an int8 key or value, what lies behind its numbers."""
+
 _POINTER = ctypes.c_void_p
 _SIZE = ctypes.c_size_t
 
@@ -139,6 +142,23 @@ class CrossAttention(ctypes.Structure):
     )
 
 
+class QuantizedCachedAttention(CachedAttention):
+    """`drl_quantized_cached_attention`: the same fields, over int8."""
+
+
+class QuantizedCrossAttention(CrossAttention):
+    """`drl_quantized_cross_attention`: the same fields, over int8."""
+
+
+class QuantizeStates(ctypes.Structure):
+    """`drl_quantize_states`."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("rows", "states", "kv_heads", "width")),
+        *((name, _POINTER) for name in ("x", "y")),
+    )
+
+
 class ExpertRoute(ctypes.Structure):
     """`drl_expert_route`."""
 
@@ -164,8 +184,9 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "drl_gather_rows": (ctypes.c_int, (_POINTER, _POINTER, _SIZE, _POINTER)),
 }
 _OPERATORS = (
-    *("linear", "head", "float_head", "routed_ffn"),
-    *("cached_attention", "cross_attention", "expert_route"),
+    *("linear", "head", "float_head", "routed_ffn", "expert_route"),
+    *("cached_attention", "cross_attention"),
+    *("quantized_cached_attention", "quantized_cross_attention", "quantize_states"),
 )
 for _name in _OPERATORS:
     _FUNCTIONS[f"drl_{_name}_workspace_bytes"] = (_SIZE, (_POINTER,))

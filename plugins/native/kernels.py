@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the package of operators imports ONNX, and nothing here nee
     from drl.plugins.ops.packing import PackedWeights
 
 Bool = NDArray[np.bool_]
+Int8 = NDArray[np.int8]
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 ParallelFor = Callable[[int, Callable[[int], None]], None]
@@ -273,8 +274,8 @@ class Kernels:
         q: Float32,
         k: Float32,
         v: Float32,
-        keys: Float32,
-        values: Float32,
+        keys: Float32 | Int8,
+        values: Float32 | Int8,
         lengths: Int32,
         bias: Float32 | None = None,
         *,
@@ -283,13 +284,15 @@ class Kernels:
     ) -> Float32:
         """The operator `CachedAttention`: q `[B, T, H·h]` attends to caches `[B, N, C, h]`.
 
-        `keys` and `values` are written in place, so they must be contiguous float32 arrays.
-        `bias` is `[1 or B, H, T, max(lengths) + T]`.
+        Over caches of int8 `[B, N, C, h + 2]` it is `QuantizedCachedAttention`. `keys` and `values`
+        are written in place, so they must be contiguous arrays of one of the two types. `bias` is
+        `[1 or B, H, T, max(lengths) + T]`.
         """
         q, k, v = (_contiguous(array, np.float32) for array in (q, k, v))
         lengths, bias = _contiguous(lengths, np.int32), _optional(bias)
-        rows, kv_heads, capacity, width = keys.shape
-        tokens = q.shape[1]
+        rows, kv_heads, capacity, stored = keys.shape
+        rounded = keys.dtype == np.int8
+        tokens, width = q.shape[1], stored - abi.SCALE_BYTES if rounded else stored
         slots = int(lengths.max(initial=0)) + tokens
         _expect("q", q, (rows, tokens, num_heads * width))
         for name, array in (("k", k), ("v", v)):
@@ -298,11 +301,13 @@ class Kernels:
         _expect("lengths", lengths, (rows,))
         bias_rows = 0 if bias is None else len(bias)
         _expect("bias", bias, (bias_rows, num_heads, tokens, slots))
-        for name, array in (("keys", keys), ("values", values)):
-            if array.dtype != np.float32 or not array.flags.c_contiguous:
-                raise NativeLibraryError(f"{name} must be a contiguous float32 array")
+        for name, side in (("keys", keys), ("values", values)):
+            if side.dtype != (np.int8 if rounded else np.float32) or not side.flags.c_contiguous:
+                raise NativeLibraryError(
+                    f"{name} must be a contiguous array of float32, or both of them of int8"
+                )
         y = np.empty_like(q)
-        call = abi.CachedAttention(
+        call = (abi.QuantizedCachedAttention if rounded else abi.CachedAttention)(
             *(rows, tokens, num_heads, kv_heads, width, capacity),
             scale,
             *(abi.address(array) for array in (q, k, v, keys, values, lengths, bias)),
@@ -310,33 +315,52 @@ class Kernels:
             slots,
             y.ctypes.data,
         )
-        self._run("cached_attention", call)
+        self._run("quantized_cached_attention" if rounded else "cached_attention", call)
         return y
 
     def cross_attention(
         self,
         q: Float32,
-        keys: Float32,
-        values: Float32,
+        keys: Float32 | Int8,
+        values: Float32 | Int8,
         bias: Float32,
         *,
         num_heads: int,
         scale: float,
     ) -> Float32:
-        """The operator `CrossAttention`: q `[B, T, H·h]`, keys and values `[R, N, K, h]`."""
-        q, keys, values, bias = (_contiguous(a, np.float32) for a in (q, keys, values, bias))
-        sources, kv_heads, states, width = keys.shape
+        """The operator `CrossAttention`: q `[B, T, H·h]`, keys and values `[R, N, K, h]`.
+
+        With keys and values of int8, `[R, N, K, h + 2]`, it is `QuantizedCrossAttention`.
+        """
+        rounded = keys.dtype == np.int8
+        q, bias = _contiguous(q, np.float32), _contiguous(bias, np.float32)
+        keys, values = (_contiguous(a, np.int8 if rounded else np.float32) for a in (keys, values))
+        sources, kv_heads, states, stored = keys.shape
+        width = stored - abi.SCALE_BYTES if rounded else stored
         rows, tokens = q.shape[:2]
         _expect("q", q, (rows, tokens, num_heads * width))
         _expect("values", values, keys.shape)
         _expect("bias", bias, (sources, states))
         y = np.empty_like(q)
-        call = abi.CrossAttention(
+        call = (abi.QuantizedCrossAttention if rounded else abi.CrossAttention)(
             *(rows, sources, tokens, num_heads, kv_heads, width, states),
             scale,
             *(array.ctypes.data for array in (q, keys, values, bias, y)),
         )
-        self._run("cross_attention", call)
+        self._run("quantized_cross_attention" if rounded else "cross_attention", call)
+        return y
+
+    def quantize_states(self, x: Float32, kv_heads: int) -> Int8:
+        """The operator `QuantizeStates`: x `[B, K, N·h]` as rows `[B, N, K, h + 2]`."""
+        x = _contiguous(x, np.float32)
+        rows, states, columns = x.shape
+        width = columns // kv_heads
+        _expect("x", x, (rows, states, kv_heads * width))
+        y = np.empty((rows, kv_heads, states, width + abi.SCALE_BYTES), np.int8)
+        self._run(
+            "quantize_states",
+            abi.QuantizeStates(rows, states, kv_heads, width, x.ctypes.data, y.ctypes.data),
+        )
         return y
 
     def expert_route(

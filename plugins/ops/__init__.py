@@ -12,6 +12,9 @@ from drl.plugins.ops.head import HEAD
 from drl.plugins.ops.library import OPERATORS, functions_for
 from drl.plugins.ops.operator import DOMAIN, VERSION, Operator
 from drl.plugins.ops.path_score import PATH_SCORE
+from drl.plugins.ops.quantize_states import QUANTIZE_STATES
+from drl.plugins.ops.quantized_cached_attention import QUANTIZED_CACHED_ATTENTION
+from drl.plugins.ops.quantized_cross_attention import QUANTIZED_CROSS_ATTENTION
 from drl.plugins.ops.quantized_gather import QUANTIZED_GATHER
 from drl.plugins.ops.quantized_head import QUANTIZED_HEAD
 from drl.plugins.ops.quantized_linear import QUANTIZED_LINEAR
@@ -33,11 +36,14 @@ __all__ = [
     "HEAD",
     "OPERATORS",
     "PATH_SCORE",
+    "QUANTIZED_CACHED_ATTENTION",
+    "QUANTIZED_CROSS_ATTENTION",
     "QUANTIZED_GATHER",
     "QUANTIZED_HEAD",
     "QUANTIZED_LINEAR",
     "QUANTIZED_PROJECTIONS",
     "QUANTIZED_ROUTED_FFN",
+    "QUANTIZE_STATES",
     "ROUTED_FFN",
     "ROUTED_FFN_COMBINE",
     "ROUTED_FFN_INNER",

@@ -46,26 +46,50 @@ def reference(
     Returns:
         Output `[B, T, H*h]` and the cache with the new slots written (all others as they came).
     """
-    batch, steps, _ = q.shape
-    kv_heads, head = past_k.shape[1], past_k.shape[3]
-    used = int(lengths.max()) + steps
-    present_k, present_v = past_k.copy(), past_v.copy()
-    for row in range(batch):
-        slots = slice(lengths[row], lengths[row] + steps)
-        present_k[row, :, slots] = k[row].reshape(steps, kv_heads, head).swapaxes(0, 1)
-        present_v[row, :, slots] = v[row].reshape(steps, kv_heads, head).swapaxes(0, 1)
+    kv_heads = past_k.shape[1]
+    present_k = extended(past_k, split_heads(k, kv_heads), lengths)
+    present_v = extended(past_v, split_heads(v, kv_heads), lengths)
+    used = slice(int(lengths.max()) + q.shape[1])
+    keys, values = (side[:, :, used].astype(np.float32) for side in (present_k, present_v))
+    output = attend(q, keys, values, lengths, bias, num_heads, scale)
+    return output, present_k, present_v
 
-    shared = num_heads // kv_heads
-    keys = np.repeat(present_k[:, :, :used].astype(np.float32), shared, axis=1)
-    values = np.repeat(present_v[:, :, :used].astype(np.float32), shared, axis=1)
-    queries = q.reshape(batch, steps, num_heads, head).swapaxes(1, 2).astype(np.float32)
+
+def split_heads(x: NDArray[Any], kv_heads: int) -> NDArray[Any]:
+    """Queries, keys or values `[B, T, N*h]` as `[B, N, T, h]`."""
+    batch, steps, _ = x.shape
+    return x.reshape(batch, steps, kv_heads, x.shape[2] // kv_heads).swapaxes(1, 2)
+
+
+def extended(past: NDArray[Any], new: NDArray[Any], lengths: NDArray[np.int32]) -> NDArray[Any]:
+    """The cache `[B, N, C, w]` with new slots `[B, N, T, w]` behind the first `lengths[b]`."""
+    present = past.copy()
+    for row, start in enumerate(lengths):
+        present[row, :, start : start + new.shape[2]] = new[row]
+    return present
+
+
+def attend(
+    q: NDArray[Any],
+    keys: NDArray[np.float32],
+    values: NDArray[np.float32],
+    lengths: NDArray[np.int32],
+    bias: NDArray[Any] | None,
+    num_heads: int,
+    scale: float,
+) -> NDArray[Any]:
+    """What the queries `[B, T, H*h]` of the operator read from its first L slots `[B, N, L, h]`."""
+    steps = q.shape[1]
+    shared = num_heads // keys.shape[1]
+    keys, values = (np.repeat(side, shared, axis=1) for side in (keys, values))
+    queries = split_heads(q, num_heads).astype(np.float32)
     scores = queries @ keys.swapaxes(2, 3) * np.float32(scale)
     if bias is not None:
         scores = scores + bias.astype(np.float32)
     own = lengths[:, None] + np.arange(steps)
-    visible = np.arange(used) <= own[:, None, :, None]
+    visible = np.arange(keys.shape[2]) <= own[:, None, :, None]
     output = masked_softmax(scores, visible) @ values
-    return output.swapaxes(1, 2).reshape(q.shape).astype(q.dtype), present_k, present_v
+    return output.swapaxes(1, 2).reshape(q.shape).astype(q.dtype)
 
 
 def body(
@@ -85,29 +109,47 @@ def body(
 
     Only the written cache is read, so past and present may be the same memory.
     """
-    split = op.Concat([0, 0, -1], op.Shape(past_k, start=3), axis=0)
-
-    def heads(x: ir.Value) -> Any:
-        return op.Transpose(op.Reshape(x, split), perm=[0, 2, 1, 3])
-
+    width = op.Shape(past_k, start=3)
     first = op.Cast(lengths, to=ir.DataType.INT64)
-    present_k = op.TensorScatter(past_k, heads(k), first, axis=2)
-    present_v = op.TensorScatter(past_v, heads(v), first, axis=2)
+    present_k = op.TensorScatter(past_k, trace_heads(op, k, width), first, axis=2)
+    present_v = op.TensorScatter(past_v, trace_heads(op, v, width), first, axis=2)
+    used = op.Add(op.ReduceMax(first, keepdims=1), op.Shape(q, start=1, end=2))
+    keys, values = (op.Slice(side, [0], used, [2]) for side in (present_k, present_v))
+    queries = op.Mul(trace_heads(op, q, width), op.CastLike(scale, q))
+    output = trace_attention(op, queries, (keys, values), first, bias)
+    return op.Reshape(output, op.Shape(q)), present_k, present_v
 
-    steps = op.Shape(q, start=1, end=2)
-    used = op.Add(op.ReduceMax(first, keepdims=1), steps)
+
+def trace_heads(op: onnxscript.OpBuilder, x: ir.Value, width: ir.Value) -> Any:
+    """Trace `[B, T, H*h]` turned into `[B, H, T, h]`; `width` is h, int64 `[1]`."""
+    split = op.Reshape(x, op.Concat([0, 0, -1], width, axis=0))
+    return op.Transpose(split, perm=[0, 2, 1, 3])
+
+
+def trace_attention(
+    op: onnxscript.OpBuilder,
+    queries: ir.Value,
+    sides: tuple[ir.Value, ir.Value],
+    first: ir.Value,
+    bias: ir.Value | None,
+) -> Any:
+    """Trace what the scaled queries `[B, H, T, h]` of the operator read from its first L slots.
+
+    Args:
+        op: Adds nodes.
+        queries: `[B, H, T, h]`.
+        sides: Keys and values, `[B, N, L, h]`.
+        first: The slot of each row's first new token, int64 `[B]`.
+        bias: Added to the scores.
+
+    Returns:
+        `[B, T, H, h]`.
+    """
+    steps, used = op.Shape(queries, start=2, end=3), op.Shape(sides[0], start=2, end=3)
     own = op.Add(op.Unsqueeze(first, [1]), op.Range(0, op.Squeeze(steps), 1))
     visible = op.LessOrEqual(op.Range(0, op.Squeeze(used), 1), op.Unsqueeze(own, [1, 3]))
     mask = visible if bias is None else op.Where(visible, bias, op.CastLike(_LOWEST, bias))
-    output = op.Attention(
-        op.Mul(heads(q), op.CastLike(scale, q)),
-        op.Slice(present_k, [0], used, [2]),
-        op.Slice(present_v, [0], used, [2]),
-        mask,
-        scale=1.0,
-    )
-    joined = op.Reshape(op.Transpose(output, perm=[0, 2, 1, 3]), op.Shape(q))
-    return joined, present_k, present_v
+    return op.Transpose(op.Attention(queries, *sides, mask, scale=1.0), perm=[0, 2, 1, 3])
 
 
 CACHED_ATTENTION = Operator(

@@ -13,6 +13,9 @@ from drl.plugins.ops.group_route import GROUP_ROUTE
 from drl.plugins.ops.head import HEAD
 from drl.plugins.ops.operator import DOMAIN, Operator
 from drl.plugins.ops.path_score import PATH_SCORE
+from drl.plugins.ops.quantize_states import QUANTIZE_STATES
+from drl.plugins.ops.quantized_cached_attention import QUANTIZED_CACHED_ATTENTION
+from drl.plugins.ops.quantized_cross_attention import QUANTIZED_CROSS_ATTENTION
 from drl.plugins.ops.quantized_gather import QUANTIZED_GATHER
 from drl.plugins.ops.quantized_head import QUANTIZED_HEAD
 from drl.plugins.ops.quantized_linear import QUANTIZED_LINEAR
@@ -44,6 +47,9 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             QUANTIZED_ROUTED_FFN,
             QUANTIZED_HEAD,
             QUANTIZED_GATHER,
+            QUANTIZED_CACHED_ATTENTION,
+            QUANTIZED_CROSS_ATTENTION,
+            QUANTIZE_STATES,
         )
     }
 )

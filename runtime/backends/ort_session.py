@@ -12,7 +12,7 @@ from drl.runtime.manifest import REPAIR, GraphInfo, Manifest
 
 _INSTALL = 'install it with `pip install "drl[cpu]"` or, for NVIDIA GPUs, `pip install "drl[cuda]"`'
 _FATAL_ONLY = 4  # errors come as exceptions, and need no line of the library's own beside them
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8)": "int8"}
 # What the library, its arenas and CUDA say where memory runs out.
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "bad allocation")
 _NEEDED = "1.25"  # the first version with all operators that bundles use
@@ -115,7 +115,7 @@ def check_sizes(manifest: Manifest, encoder: Any, decoder: Any, ranks: bool) -> 
         has = "path logits and bundle.json no" if routes else "no path logits and bundle.json a"
         raise BundleError(f"the encoder has {has} path_router; {REPAIR}")
     past = [item for item in decoder.get_inputs() if item.name.startswith("past_")]
-    layers, expected = len(past) // 2, (cache.kv_heads, cache.head_dim, cache.dtype)
+    layers, expected = len(past) // 2, (cache.kv_heads, cache.row_width, cache.dtype)
     found = {(item.shape[1], item.shape[3], _DTYPES.get(item.type)) for item in past}
     if layers != cache.decoder_layers or found != {expected}:
         sizes = " or ".join(f"{n} heads of {h} {dtype}" for n, h, dtype in sorted(found, key=str))

@@ -76,8 +76,8 @@ def _cache_bytes(manifest: Manifest) -> int:
     """Bytes of self-attention keys and values that one token of one sequence takes."""
     cache = manifest.cache
     layers = max(len(path.layers) for path in manifest.paths)
-    width = 2 if cache.dtype in ("float16", "bfloat16") else 4
-    return 2 * layers * cache.kv_heads * cache.head_dim * width
+    width = {"int8": 1, "float16": 2, "bfloat16": 2}.get(cache.dtype, 4)
+    return 2 * layers * cache.kv_heads * cache.row_width * width
 
 
 def _model(manifest: Manifest) -> str:

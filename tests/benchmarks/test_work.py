@@ -66,6 +66,18 @@ def test_keys_and_values_are_counted_for_kept_states_and_past_tokens(tiny_bundle
     assert work.cache_bytes == 3 * state  # 1 to 5 tokens
 
 
+def test_keys_and_values_of_int8_are_counted_with_their_scales(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    options = ExportOptions(precision="int8", kv_cache="int8", verify=False)
+    export(tiny_checkpoint, tmp_path / "bundle", options)
+    bundle = Bundle.load(tmp_path / "bundle")
+    work = count_work(bundle, read_weights(bundle), Cell(1, 9, 5, "fast"), 1.0)
+    state = 2 * 2 * TINY.kv_heads * (TINY.head_dim + 2)
+    assert work.cross_bytes == 5 * state
+    assert work.cache_bytes == 3 * state
+
+
 def test_a_dense_model_has_no_experts(dense_bundle: Path) -> None:
     bundle = Bundle.load(dense_bundle)
     work = count_work(bundle, read_weights(bundle), Cell(1, 8, 4, "full"), None)

@@ -55,6 +55,18 @@ def test_a_quantised_export_says_what_rounding_costs(tiny_checkpoint: Path, tmp_
     assert Bundle.load(tmp_path / "bundle").manifest.precision == "int8"
 
 
+def test_keys_and_values_may_be_int8(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ("--precision", "int8", "--kv-cache", "int8", "--no-verify")
+    done = _run(tiny_checkpoint, tmp_path / "bundle", *arguments)
+    assert done.returncode == 0
+    assert "(ort-cpu, int8, int8 keys and values)" in done.stdout
+    cache = Bundle.load(tmp_path / "bundle").manifest.cache
+    assert (cache.dtype, cache.scale_bytes) == ("int8", 2)
+    done = _run(tiny_checkpoint, tmp_path / "other", "--kv-cache", "int8")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --kv-cache int8 is for quantised bundles")
+
+
 def test_a_quantised_bundle_is_not_portable(tmp_path: Path) -> None:
     done = _run(tmp_path, tmp_path / "out", "--precision", "int4", "--target", "portable")
     assert done.returncode == 1

@@ -9,16 +9,20 @@ from torch import Tensor
 
 from drl.export import load_checkpoint, save_checkpoint
 from drl.export.model import DualRouterModel
-from drl.export.packed_weights import FORMATS
+from drl.export.options import KvCache
+from drl.export.packed_weights import formats_of
 from drl.export.quantized_model import QuantizedModel, quantized_model, round_rows
 from tests.models import DENSE, random_model, tiny_config
 
 
-def models(folder: Path, precision: str, **changes: Any) -> tuple[DualRouterModel, DualRouterModel]:
+def models(
+    folder: Path, precision: str, kv_cache: KvCache = "fp32", **changes: Any
+) -> tuple[DualRouterModel, DualRouterModel]:
     """A random model, and the same with the roundings of a precision."""
     save_checkpoint(folder, random_model(tiny_config(**changes)))
     checkpoint = load_checkpoint(folder)
-    return checkpoint.model(), quantized_model(checkpoint, FORMATS[precision])  # type: ignore[index]
+    formats = formats_of(precision, kv_cache)  # type: ignore[arg-type]
+    return checkpoint.model(), quantized_model(checkpoint, formats)
 
 
 def test_rows_are_rounded_to_255_steps() -> None:
@@ -103,3 +107,36 @@ def test_what_products_read_is_rounded(tmp_path: Path) -> None:
         assert torch.allclose(round_rows(x), x, atol=1e-6 * float(x.abs().max())), name
         steps = x / (x.abs().amax(dim=-1, keepdim=True) / 127)
         assert torch.allclose(steps, steps.round(), atol=1e-3), name
+
+
+@torch.inference_mode()
+def test_what_attention_reads_is_rounded_where_the_cache_is_int8(tmp_path: Path) -> None:
+    """Every key and value is a whole number of steps."""
+    source, lengths = torch.tensor([[5, 9, 3, 7], [8, 2, 6, 0]]), torch.tensor([4, 3])
+    held = {}
+    for kv_cache in ("fp32", "int8"):
+        _, model = models(tmp_path / kv_cache, "int8", kv_cache)
+        memory = model.bridge(model.encode(source, lengths, torch.ones(2)), 2)
+        cache = model.decoder.empty_cache(2, 5, memory.path)
+        for tokens in (torch.tensor([[2, 5], [2, 7]]), torch.tensor([[4], [9]])):
+            new = torch.full((2,), tokens.shape[1])
+            model.decode(tokens, new, memory, cache)
+        own = [
+            side[:, :, :3] for layer in cache.layers.values() for side in (layer.keys, layer.values)
+        ]
+        held[kv_cache] = [*own, *memory.keys.values(), *memory.values.values()]
+    layers = len(tiny_config().paths[2].layers)
+    assert len(held["int8"]) == 4 * layers
+    for exact, rounded in zip(held["fp32"], held["int8"], strict=True):
+        assert off_the_grid(rounded) < 1e-3 < off_the_grid(exact)
+        assert not torch.equal(exact, rounded)
+        # Later layers read what rounding made of earlier ones.
+        assert (exact - rounded).norm() < 0.1 * exact.norm()
+
+
+def off_the_grid(x: Tensor) -> float:
+    """How far values are from whole steps, in steps, of which a head's largest has 126 or 127."""
+    largest = x.abs().amax(dim=-1, keepdim=True)
+    steps = [x * (most / largest) for most in (126, 127)]
+    off = [(each - each.round()).abs().amax(dim=-1).nan_to_num() for each in steps]  # zeros are
+    return float(torch.minimum(*off).max())

@@ -145,6 +145,7 @@ def test_another_format_is_refused(folder: Path) -> None:
         ("limits.vocab_size", "9", "limits.vocab_size must be an integer, not '9'"),
         ("cache.kv_heads", True, "cache.kv_heads must be an integer, not True"),
         ("cache.dtype", None, "no cache.dtype"),
+        ("cache.scale_bytes", -1, "cache.scale_bytes must be at least 0, not -1"),
         ("paths", [], "names no path"),
         ("paths", {}, "paths must be an array"),
         ("paths.0.layers", [], r"paths\[0\].layers must be an array of decoder layer numbers"),
@@ -159,7 +160,7 @@ def test_another_format_is_refused(folder: Path) -> None:
         ("tokens.pad", 10**6, "tokens.pad must be below limits.vocab_size"),
         ("tokens.eos", 10**6, "tokens.eos must be below limits.vocab_size"),
         ("tokens.start", 10**6, "tokens.start must be below limits.vocab_size"),
-        ("cache.dtype", "floaty", "cache.dtype must be float32 or float16, not 'floaty'"),
+        ("cache.dtype", "floaty", "cache.dtype must be float32, float16 or int8, not 'floaty'"),
         (
             "precision",
             "int3",

@@ -15,7 +15,7 @@ struct AttentionPlan {
   size_t heads;    // key heads of all sources
   size_t queries;  // of one key head
   size_t slots;    // the most that a query attends to
-  size_t width;
+  size_t row_bytes;  // of a key
 
   size_t groups() const { return ceil_div(queries, kMostQueries); }
   size_t group_queries() const { return ceil_div(queries, groups()); }
@@ -25,8 +25,7 @@ struct AttentionPlan {
   size_t stride() const { return (ceil_div(slots, kFloatLanes) + 1) * kFloatLanes; }
 
   size_t units_per_task() const {
-    const size_t bytes = 2 * slots * width * sizeof(float);
-    return panels_per_task(units(), bytes, group_queries());
+    return panels_per_task(units(), 2 * slots * row_bytes, group_queries());
   }
   size_t tasks() const { return ceil_div(units(), units_per_task()); }
 

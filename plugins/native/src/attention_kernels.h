@@ -23,11 +23,21 @@ struct AttentionQuery {
   size_t slots;       // it attends to the first so many, at least one
 };
 
-// The keys and values of one head.
+// Bytes behind the values of an int8 key or value: its scale (see state_rows.h).
+constexpr size_t kScaleBytes = DRL_SCALE_BYTES;
+
+// Elements of a key or value of `width` numbers.
+template <class Element>
+constexpr size_t row_width(size_t width) {
+  return sizeof(Element) == 1 ? width + kScaleBytes : width;
+}
+
+// The keys and values of one head: float, or int8 with a scale each.
+template <class Element>
 struct AttentionHead {
-  const float* keys;    // [slots, width]
-  const float* values;  // [slots, width]
-  const float* next;    // keys that the next call reads; a hint, but not null
+  const Element* keys;    // [slots, row_width]
+  const Element* values;  // [slots, row_width]
+  const Element* next;    // keys that the next call reads; a hint, but not null
   size_t width;
   float scale;
 };
@@ -49,8 +59,15 @@ struct AttentionKernels {
   // that is read, and come in the order of their slots, the fewest first.
   //
   // `scores` is memory of [count, stride], the stride a multiple of kFloatLanes.
-  void (*attend)(const AttentionHead& head, const AttentionQuery* queries, size_t count,
+  void (*attend)(const AttentionHead<float>& head, const AttentionQuery* queries, size_t count,
                  float* scores, size_t stride);
+  // The same, where q · key is multiplied with the scale of the key first, and the weight of a
+  // value with the scale of the value.
+  void (*attend_int8)(const AttentionHead<int8_t>& head, const AttentionQuery* queries,
+                      size_t count, float* scores, size_t stride);
+
+  // x[width] as a key or value of int8.
+  void (*quantize_state)(const float* x, size_t width, int8_t* row);
 
   // y[rows, stride] = x[rows, depth] · weight[depth, columns]; the rest of y's rows is left alone.
   void (*project)(const float* x, size_t rows, size_t depth, const float* weight, size_t columns,
@@ -68,6 +85,16 @@ const AttentionKernels& scalar_attention_kernels();
 // Null where this build has none.
 const AttentionKernels* avx2_attention_kernels();
 const AttentionKernels* avx512_attention_kernels();
+
+// Calls the function for the elements that a head has.
+inline void attend(const AttentionKernels& kernels, const AttentionHead<float>& head,
+                   const AttentionQuery* queries, size_t count, float* scores, size_t stride) {
+  kernels.attend(head, queries, count, scores, stride);
+}
+inline void attend(const AttentionKernels& kernels, const AttentionHead<int8_t>& head,
+                   const AttentionQuery* queries, size_t count, float* scores, size_t stride) {
+  kernels.attend_int8(head, queries, count, scores, stride);
+}
 
 // The kernels of an instruction set, or null where processor or build lack it.
 const AttentionKernels* attention_kernels_for(drl_isa isa);

@@ -42,6 +42,14 @@ struct Avx2Vector {
             count > 8 ? _mm256_maskload_ps(x + 8, first(count - 8)) : _mm256_setzero_ps()};
   }
 
+  static Avx2Vector load(const int8_t* x) { return {eight(x), eight(x + 8)}; }
+
+  static Avx2Vector load(const int8_t* x, size_t count) {
+    int8_t whole[kFloatLanes] = {};
+    std::memcpy(whole, x, count);
+    return load(whole);
+  }
+
   void store(float* y) const {
     _mm256_storeu_ps(y, low);
     _mm256_storeu_ps(y + 8, high);
@@ -88,6 +96,11 @@ struct Avx2Vector {
   }
 
  private:
+  static __m256 eight(const int8_t* x) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(x));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+  }
+
   static __m256i first(size_t count) {
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes);

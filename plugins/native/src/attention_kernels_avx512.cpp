@@ -42,6 +42,12 @@ struct Avx512Vector {
   static Avx512Vector load(const float* x, size_t count) {
     return {_mm512_maskz_loadu_ps(first(count), x)};
   }
+  static Avx512Vector load(const int8_t* x) {
+    return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+  }
+  static Avx512Vector load(const int8_t* x, size_t count) {
+    return widened(_mm_maskz_loadu_epi8(first(count), x));
+  }
   void store(float* y) const { _mm512_storeu_ps(y, all); }
   void store(float* y, size_t count) const { _mm512_mask_storeu_ps(y, first(count), all); }
 
@@ -77,6 +83,10 @@ struct Avx512Vector {
   }
 
  private:
+  static Avx512Vector widened(__m128i bytes) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
+  }
+
   static __mmask16 first(size_t count) { return static_cast<__mmask16>((1u << count) - 1u); }
 
   // The sums of lanes 8 apart: of a in the low half, of b in the high one.

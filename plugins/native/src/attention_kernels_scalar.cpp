@@ -30,6 +30,14 @@ struct ScalarVector {
     return result;
   }
 
+  static ScalarVector load(const int8_t* x) { return load(x, kFloatLanes); }
+
+  static ScalarVector load(const int8_t* x, size_t count) {
+    ScalarVector result = broadcast(0.0f);
+    for (size_t i = 0; i < count; ++i) result.lanes[i] = x[i];
+    return result;
+  }
+
   void store(float* y) const { std::memcpy(y, lanes, sizeof lanes); }
   void store(float* y, size_t count) const { std::memcpy(y, lanes, count * sizeof(float)); }
 

@@ -1,18 +1,40 @@
 // Causal self-attention of new tokens over a cache of keys and values, which it extends in place.
+//
+// Written once for caches of float and of int8: a Call is drl_cached_attention or
+// drl_quantized_cached_attention.
 #include <cstring>
+#include <type_traits>
 
 #include "attention.h"
 
 namespace drl {
 namespace {
 
-AttentionPlan plan_of(const drl_cached_attention& call) {
-  return {call.rows * call.kv_heads, call.tokens * (call.heads / call.kv_heads), call.slots,
-          call.width};
+template <class Call>
+using ElementOf = std::remove_pointer_t<decltype(Call::keys)>;
+
+template <class Call>
+size_t row_width_of(const Call& call) {
+  return row_width<ElementOf<Call>>(call.width);
 }
 
+template <class Call>
+AttentionPlan plan_of(const Call& call) {
+  return {call.rows * call.kv_heads, call.tokens * (call.heads / call.kv_heads), call.slots,
+          row_width_of(call) * sizeof(ElementOf<Call>)};
+}
+
+void store(const AttentionKernels&, const float* x, size_t width, float* row) {
+  std::memcpy(row, x, width * sizeof(float));
+}
+
+void store(const AttentionKernels& kernels, const float* x, size_t width, int8_t* row) {
+  kernels.quantize_state(x, width, row);
+}
+
+template <class Call>
 struct CachedAttention {
-  const drl_cached_attention& call;
+  const Call& call;
   const AttentionKernels& kernels;
   AttentionPlan plan;
 
@@ -20,12 +42,12 @@ struct CachedAttention {
   void extend(size_t key_head) const {
     const size_t row = key_head / call.kv_heads;
     const size_t first = static_cast<size_t>(call.lengths[row]);
-    const size_t bytes = call.width * sizeof(float);
+    const size_t width = row_width_of(call);
     for (size_t token = 0; token < call.tokens; ++token) {
       const size_t from = (row * call.tokens + token) * call.kv_heads + key_head % call.kv_heads;
       const size_t to = key_head * call.capacity + first + token;
-      std::memcpy(call.keys + to * call.width, call.k + from * call.width, bytes);
-      std::memcpy(call.values + to * call.width, call.v + from * call.width, bytes);
+      store(kernels, call.k + from * call.width, call.width, call.keys + to * width);
+      store(kernels, call.v + from * call.width, call.width, call.values + to * width);
     }
   }
 
@@ -40,10 +62,11 @@ struct CachedAttention {
       queries[i] = {call.q + place, bias_of(row, head, token), call.y + place,
                     static_cast<size_t>(call.lengths[row]) + token + 1};
     }
-    const size_t floats = call.capacity * call.width;
-    const AttentionHead head{call.keys + group.head * floats, call.values + group.head * floats,
-                             call.keys + group.next_head * floats, call.width, call.scale};
-    kernels.attend(head, queries, group.count, scores, plan.stride());
+    const size_t size = call.capacity * row_width_of(call);
+    const AttentionHead<ElementOf<Call>> head{
+        call.keys + group.head * size, call.values + group.head * size,
+        call.keys + group.next_head * size, call.width, call.scale};
+    drl::attend(kernels, head, queries, group.count, scores, plan.stride());
   }
 
  private:
@@ -54,16 +77,21 @@ struct CachedAttention {
   }
 };
 
-bool possible(const drl_cached_attention& call) {
+template <class Call>
+bool possible(const Call& call) {
   return call.kv_heads != 0 && call.heads != 0 && call.heads % call.kv_heads == 0 &&
          call.width != 0 && call.slots >= call.tokens &&
          (call.bias == nullptr || call.bias_rows == 1 || call.bias_rows == call.rows);
 }
 
-bool empty(const drl_cached_attention& call) { return call.rows == 0 || call.tokens == 0; }
+template <class Call>
+bool empty(const Call& call) {
+  return call.rows == 0 || call.tokens == 0;
+}
 
 // Before anything is written.
-drl_status check(const drl_cached_attention& call) {
+template <class Call>
+drl_status check(const Call& call) {
   if (!possible(call) || call.q == nullptr || call.k == nullptr || call.v == nullptr ||
       call.keys == nullptr || call.values == nullptr || call.lengths == nullptr ||
       call.y == nullptr) {
@@ -78,17 +106,24 @@ drl_status check(const drl_cached_attention& call) {
   return DRL_OK;
 }
 
-drl_status run(const drl_cached_attention& call, drl_workspace workspace,
-               const drl_execution& execution) {
+template <class Call>
+size_t workspace_bytes(const Call& call) {
+  Carver carver;
+  if (!empty(call) && possible(call)) plan_of(call).scores(carver);
+  return carver.bytes();
+}
+
+template <class Call>
+drl_status run(const Call& call, drl_workspace workspace, const drl_execution& execution) {
   const AttentionKernels* kernels = attention_kernels_for(execution.isa);
   if (kernels == nullptr) return DRL_ISA_UNAVAILABLE;
   if (empty(call)) return DRL_OK;
   const drl_status status = check(call);
   if (status != DRL_OK) return status;
-  if (workspace.data == nullptr || workspace.bytes < drl_cached_attention_workspace_bytes(&call)) {
+  if (workspace.data == nullptr || workspace.bytes < workspace_bytes(call)) {
     return DRL_WORKSPACE_TOO_SMALL;
   }
-  const CachedAttention attention{call, *kernels, plan_of(call)};
+  const CachedAttention<Call> attention{call, *kernels, plan_of(call)};
   const AttentionPlan& plan = attention.plan;
   Carver carver(workspace);
   float* scores = plan.scores(carver);
@@ -109,16 +144,24 @@ drl_status run(const drl_cached_attention& call, drl_workspace workspace,
 }  // namespace drl
 
 extern "C" size_t drl_cached_attention_workspace_bytes(const drl_cached_attention* attention) {
-  drl::Carver carver;
-  if (!drl::empty(*attention) && drl::possible(*attention)) {
-    drl::plan_of(*attention).scores(carver);
-  }
-  return carver.bytes();
+  return drl::workspace_bytes(*attention);
 }
 
 extern "C" drl_status drl_cached_attention_run(const drl_cached_attention* attention,
                                                drl_workspace workspace,
                                                const drl_execution* execution) {
+  if (attention == nullptr || execution == nullptr) return DRL_BAD_ARGUMENT;
+  return drl::run(*attention, workspace, *execution);
+}
+
+extern "C" size_t drl_quantized_cached_attention_workspace_bytes(
+    const drl_quantized_cached_attention* attention) {
+  return drl::workspace_bytes(*attention);
+}
+
+extern "C" drl_status drl_quantized_cached_attention_run(
+    const drl_quantized_cached_attention* attention, drl_workspace workspace,
+    const drl_execution* execution) {
   if (attention == nullptr || execution == nullptr) return DRL_BAD_ARGUMENT;
   return drl::run(*attention, workspace, *execution);
 }

@@ -2,7 +2,7 @@
 //
 // Every function that can fail returns a drl_status; nothing throws, allocates or keeps state.
 // Matrices are row-major, all floats are float32. Numbers are aligned to their own size. What a
-// function writes overlaps nothing that it reads, but for the caches of drl_cached_attention.
+// function writes overlaps nothing that it reads, but for the caches of attention.
 #ifndef DRL_NATIVE_H
 #define DRL_NATIVE_H
 
@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 // Raised whenever a function or a struct of this file changes its meaning.
-#define DRL_NATIVE_ABI_VERSION 3
+#define DRL_NATIVE_ABI_VERSION 4
 // The layout of packed weights that these kernels read.
 #define DRL_PACKED_LAYOUT 2
 
@@ -233,6 +233,62 @@ typedef struct drl_cross_attention {
 
 DRL_EXPORT size_t drl_cross_attention_workspace_bytes(const drl_cross_attention* attention);
 DRL_EXPORT drl_status drl_cross_attention_run(const drl_cross_attention* attention,
+                                              drl_workspace workspace,
+                                              const drl_execution* execution);
+
+// Keys and values of int8: a row has the numbers of a head at one position and, in two more bytes,
+// their scale. See state_rows.h.
+#define DRL_SCALE_BYTES 2
+
+// The operator drl.QuantizedCachedAttention: drl_cached_attention over a cache of int8. New keys and
+// values are rounded when they are written.
+typedef struct drl_quantized_cached_attention {
+  size_t rows, tokens, heads, kv_heads, width, capacity;  // B, T, H, N, h, C
+  float scale;
+  const float* q;          // [B, T, H·h]
+  const float* k;          // [B, T, N·h]
+  const float* v;          // [B, T, N·h]
+  int8_t* keys;            // [B, N, C, h + 2]
+  int8_t* values;          // [B, N, C, h + 2]
+  const int32_t* lengths;  // [B], tokens of a row in the cache before
+  const float* bias;       // [bias_rows, H, T, slots], or null
+  size_t bias_rows;        // 1 or B
+  size_t slots;            // max(lengths) + T
+  float* y;                // [B, T, H·h]
+} drl_quantized_cached_attention;
+
+DRL_EXPORT size_t drl_quantized_cached_attention_workspace_bytes(
+    const drl_quantized_cached_attention* attention);
+DRL_EXPORT drl_status drl_quantized_cached_attention_run(
+    const drl_quantized_cached_attention* attention, drl_workspace workspace,
+    const drl_execution* execution);
+
+// The operator drl.QuantizedCrossAttention: drl_cross_attention to states of int8.
+typedef struct drl_quantized_cross_attention {
+  size_t rows, sources, tokens, heads, kv_heads, width, states;  // B, R, T, H, N, h, K
+  float scale;
+  const float* q;        // [B, T, H·h]
+  const int8_t* keys;    // [R, N, K, h + 2]
+  const int8_t* values;  // [R, N, K, h + 2]
+  const float* bias;     // [R, K]
+  float* y;              // [B, T, H·h]
+} drl_quantized_cross_attention;
+
+DRL_EXPORT size_t drl_quantized_cross_attention_workspace_bytes(
+    const drl_quantized_cross_attention* attention);
+DRL_EXPORT drl_status drl_quantized_cross_attention_run(
+    const drl_quantized_cross_attention* attention, drl_workspace workspace,
+    const drl_execution* execution);
+
+// The operator drl.QuantizeStates: keys or values as rows of int8, head by head. It needs no memory.
+typedef struct drl_quantize_states {
+  size_t rows, states, kv_heads, width;  // B, K, N, h
+  const float* x;                        // [B, K, N·h]
+  int8_t* y;                             // [B, N, K, h + 2]
+} drl_quantize_states;
+
+DRL_EXPORT size_t drl_quantize_states_workspace_bytes(const drl_quantize_states* states);
+DRL_EXPORT drl_status drl_quantize_states_run(const drl_quantize_states* states,
                                               drl_workspace workspace,
                                               const drl_execution* execution);
 

@@ -9,7 +9,8 @@ namespace {
 
 template <class Vector>
 constexpr AttentionKernels make_attention_kernels() {
-  return {attend<Vector>, project<Vector>, head<Vector>, softmax<Vector>};
+  return {attend<Vector, float>, attend<Vector, int8_t>, quantize_state,
+          project<Vector>,       head<Vector>,           softmax<Vector>};
 }
 
 }  // namespace

@@ -2,21 +2,15 @@
 // exponential.h.
 #pragma once
 
-#include "exponential.h"
 #include "kernels.h"
 #include "lanes.h"
+#include "magnitude.h"
 
 namespace drl {
 namespace {
 
-// Below it 127 / max|x| could be infinite.
-constexpr float kSmallestMagnitude = 0x1p-119f;
 // Values that are quantised together: whole blocks.
 constexpr size_t kChunk = 64;
-
-struct Unchanged {
-  float operator()(float x, size_t) const { return x; }
-};
 
 struct Normalized {
   const float* norm;
@@ -36,17 +30,6 @@ inline float norm_factor(const float* x, size_t depth, float epsilon) {
   return 1.0f / __builtin_sqrtf(mean + epsilon);
 }
 
-// The bits of the largest magnitude. As integers, magnitudes keep their order and NaN comes last.
-template <class Prepare>
-int32_t largest_magnitude(const float* x, size_t count, const Prepare& prepare) {
-  int32_t largest = 0;
-  for (size_t i = 0; i < count; ++i) {
-    const int32_t magnitude = to_bits(prepare(x[i], i)) & 0x7FFFFFFF;
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  return largest;
-}
-
 inline void store_quads(const int8_t* values, size_t count, size_t stride, int32_t* out) {
   if (stride == 1) {
     std::memcpy(out, values, count * kQuad);
@@ -63,10 +46,9 @@ int32_t quantize_values(const float* x, size_t first, const Prepare& prepare, fl
                         int8_t* values) {
   int32_t sum = 0;
   for (size_t i = 0; i < Count; ++i) {
-    const float prepared = prepare(x[first + i], first + i);
-    const int32_t rounded = to_bits(prepared * inverse + kRounder) - kRounderBits;
-    values[i] = static_cast<int8_t>(rounded);
-    sum += rounded;
+    const int32_t value = rounded(prepare(x[first + i], first + i) * inverse);
+    values[i] = static_cast<int8_t>(value);
+    sum += value;
   }
   return sum;
 }

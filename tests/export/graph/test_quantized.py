@@ -11,12 +11,15 @@ import onnx
 import pytest
 import torch
 
-from drl.export import ExportOptions, ExportReport, export, save_checkpoint
+from drl.export import ExportOptions, ExportReport, export, load_checkpoint, save_checkpoint
 from drl.export.exporter import emit_graphs
 from drl.export.graph import quantized
 from drl.export.model import DualRouterModel, ModelConfig, PathConfig
-from drl.export.options import Precision
+from drl.export.options import KvCache, Precision
+from drl.export.verify_quantized import compare_quantized, expect_quantized
 from drl.export.weights import WeightPlan
+from drl.runtime.backends import open_backend
+from drl.runtime.bundle import Bundle
 from drl.runtime.errors import ExportError
 from tests.export.graph.test_parity import VARIANTS
 from tests.export.graph.test_shared_sources import Graphs
@@ -41,10 +44,12 @@ def uneven_model(config: ModelConfig, seed: int = 0) -> DualRouterModel:
     return model
 
 
-def make(folder: Path, precision: Precision, **changes: Any) -> ExportReport:
+def make(
+    folder: Path, precision: Precision, kv_cache: KvCache = "fp32", **changes: Any
+) -> ExportReport:
     """Export a small model to `folder / "bundle"`."""
     save_checkpoint(folder / "checkpoint", uneven_model(tiny_config(**changes)))
-    options = ExportOptions(precision=precision)
+    options = ExportOptions(precision=precision, kv_cache=kv_cache)
     return export(folder / "checkpoint", folder / "bundle", options)
 
 
@@ -78,6 +83,51 @@ def test_a_bundle_computes_what_the_rounded_model_computes(
         assert path.distance <= 0.02
     for name in ("encoder", "bridge", "decoder"):
         onnx.checker.check_model(tmp_path / "bundle" / f"{name}.onnx", full_check=True)
+
+
+@pytest.mark.parametrize(
+    ("variant", "precision"),
+    [(variant, "int8") for variant in VARIANTS] + [("every feature", "int4")],
+)
+def test_a_bundle_with_a_cache_of_int8_computes_what_the_rounded_model_computes(
+    variant: str, precision: Precision, tmp_path: Path
+) -> None:
+    found = make(tmp_path, precision, "int8", **VARIANTS[variant]).quantization
+    assert found is not None
+    assert found.passed
+    assert all(path.positions == 4 * 36 for path in found.paths)
+    manifest = Bundle.load(tmp_path / "bundle").manifest
+    config = tiny_config(**VARIANTS[variant])
+    cache = manifest.cache
+    assert (cache.dtype, cache.row_width) == ("int8", config.head_dim + 2)
+    for graph, kinds in (("bridge", ("cross",)), ("decoder", ("cross", "past", "present"))):
+        info = manifest.graphs[graph]
+        states = [t for t in (*info.inputs, *info.outputs) if t.name.startswith(kinds)]
+        states = [t for t in states if t.name != "cross_bias"]
+        assert len(states) == 2 * len(kinds) * config.decoder_layers
+        assert {(t.dtype, t.shape[1], t.shape[3]) for t in states} == {
+            ("int8", config.kv_heads, config.head_dim + 2)
+        }
+        onnx.checker.check_model(tmp_path / "bundle" / f"{graph}.onnx", full_check=True)
+    found_operators = operators(tmp_path / "bundle", "decoder")
+    for name in ("CachedAttention", "CrossAttention"):
+        assert found_operators[f"drl.Quantized{name}"] == config.decoder_layers
+        assert found_operators[f"drl.{name}"] == 0
+
+
+def test_a_model_that_does_not_round_its_cache_is_another(tmp_path: Path) -> None:
+    """Most positions of the bundle equal the model with its roundings; of no other any do."""
+    make(tmp_path, "int8", "int8", **DENSE)
+    checkpoint = load_checkpoint(tmp_path / "checkpoint")
+    backend = open_backend(Bundle.load(tmp_path / "bundle"))
+    kinds: tuple[KvCache, ...] = ("int8", "fp32")
+    right, wrong = (
+        compare_quantized(expect_quantized(checkpoint, "int8", kv_cache=kind), backend, 1, 4)
+        for kind in kinds
+    )
+    backend.close()
+    assert max(path.distance for path in right.paths) < 1e-5
+    assert min(path.distance for path in wrong.paths) > 1e-4
 
 
 def test_a_layer_of_products_is_a_few_operators(tmp_path: Path) -> None:

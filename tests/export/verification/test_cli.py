@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from drl.export import ExportOptions, export
 from drl.export.verification.options import BACKENDS
 from tests.export.verification.damage import damaged, epsilon
 
@@ -111,3 +112,14 @@ def test_a_quantised_bundle_tells_what_rounding_costs(
     done = run(quantized_bundle)
     assert done.returncode == 2
     assert "give --checkpoint FOLDER" in done.stderr
+
+
+def test_a_bundle_with_a_cache_of_int8_is_held_against_a_model_that_rounds_it(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    options = ExportOptions(precision="int8", kv_cache="int8", verify=False)
+    export(tiny_checkpoint, tmp_path / "bundle", options)
+    done = run(tmp_path / "bundle", "--checkpoint", tiny_checkpoint, *QUICK)
+    assert done.returncode == 0
+    (distance,) = re.findall(r"with the same rounding: (\d\.\de-\d\d)", done.stdout)
+    assert float(distance) < 1e-4

@@ -6,9 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drl.plugins.native import Kernels
-from drl.plugins.ops import CACHED_ATTENTION, CROSS_ATTENTION
+from drl.plugins.ops import (
+    CACHED_ATTENTION,
+    CROSS_ATTENTION,
+    QUANTIZED_CACHED_ATTENTION,
+    QUANTIZED_CROSS_ATTENTION,
+)
+from drl.plugins.ops.state_rows import quantize_states
 
 Float32 = NDArray[np.float32]
+States = NDArray[np.float32] | NDArray[np.int8]
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Float32:
@@ -18,13 +25,13 @@ def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Float32:
 
 @dataclass(frozen=True)
 class Cached:
-    """Arguments of one `CachedAttention`."""
+    """Arguments of one `CachedAttention`, or with a cache of int8 `QuantizedCachedAttention`."""
 
     q: Float32
     k: Float32
     v: Float32
-    keys: Float32
-    values: Float32
+    keys: States
+    values: States
     lengths: NDArray[np.int32]
     bias: Float32 | None
     heads: int
@@ -63,7 +70,13 @@ class Cached:
             width**-0.5,
         )
 
-    def run(self, native: Kernels) -> tuple[Float32, Float32, Float32]:
+    def rounded(self) -> "Cached":
+        """The same over a cache of int8."""
+        with np.errstate(all="ignore"):  # places that must not be read hold NaN
+            keys, values = quantize_states(self.keys), quantize_states(self.values)
+        return replace(self, keys=keys, values=values)
+
+    def run(self, native: Kernels) -> tuple[Float32, States, States]:
         keys, values = self.keys.copy(), self.values.copy()
         y = native.cached_attention(
             *(self.q, self.k, self.v, keys, values, self.lengths, self.bias),
@@ -72,11 +85,13 @@ class Cached:
         )
         return y, keys, values
 
-    def expected(self) -> tuple[Float32, Float32, Float32]:
+    def expected(self) -> tuple[Float32, States, States]:
         """The reference's, which multiplies what lies beyond a row by 0."""
         places = np.arange(self.keys.shape[2])[:, None] < self.lengths[:, None, None, None]
-        past = (np.where(places, side, np.float32(0)) for side in (self.keys, self.values))
-        y, keys, values = CACHED_ATTENTION.reference(
+        past = (np.where(places, side, side.dtype.type(0)) for side in (self.keys, self.values))
+        rounds = self.keys.dtype == np.int8
+        operator = QUANTIZED_CACHED_ATTENTION if rounds else CACHED_ATTENTION
+        y, keys, values = operator.reference(
             *(self.q, self.k, self.v, *past, self.lengths, self.bias),
             num_heads=self.heads,
             scale=self.scale,
@@ -108,7 +123,7 @@ class Cached:
             bias=bias,
         )
 
-    def token(self, token: int, keys: Float32, values: Float32) -> "Cached":
+    def token(self, token: int, keys: States, values: States) -> "Cached":
         """One of several tokens, given the cache that those before it left."""
         own, lengths = slice(token, token + 1), self.lengths + np.int32(token)
         bias = None if self.bias is None else self.bias[:, :, own, : int(lengths.max()) + 1]
@@ -118,11 +133,11 @@ class Cached:
 
 @dataclass(frozen=True)
 class Cross:
-    """Arguments of one `CrossAttention`."""
+    """Arguments of one `CrossAttention`, or with states of int8 `QuantizedCrossAttention`."""
 
     q: Float32
-    keys: Float32
-    values: Float32
+    keys: States
+    values: States
     bias: Float32
     heads: int
     scale: float
@@ -153,13 +168,20 @@ class Cross:
             width**-0.5,
         )
 
+    def rounded(self) -> "Cross":
+        """The same to states of int8."""
+        keys, values = quantize_states(self.keys), quantize_states(self.values)
+        return replace(self, keys=keys, values=values)
+
     def run(self, native: Kernels) -> Float32:
         return native.cross_attention(
             *(self.q, self.keys, self.values, self.bias), num_heads=self.heads, scale=self.scale
         )
 
     def expected(self) -> Float32:
-        y: Float32 = CROSS_ATTENTION.reference(
+        rounds = self.keys.dtype == np.int8
+        operator = QUANTIZED_CROSS_ATTENTION if rounds else CROSS_ATTENTION
+        y: Float32 = operator.reference(
             *(self.q, self.keys, self.values, self.bias), num_heads=self.heads, scale=self.scale
         )
         return y

@@ -11,6 +11,30 @@ namespace {
 
 using Floats = std::vector<float>;
 
+using Bytes = std::vector<int8_t>;
+
+// The numbers that rows of int8 stand for; a row has two bytes with its scale behind `width` numbers.
+Floats dequantized(const Bytes& rows, size_t width) {
+  Floats values;
+  for (size_t row = 0; row < rows.size(); row += width + 2) {
+    const unsigned low = static_cast<uint8_t>(rows[row + width]);
+    const int exponent = static_cast<uint8_t>(rows[row + width + 1]);
+    const double scale = exponent == 0 ? 0 : std::ldexp(1 + low / 256.0, exponent - 127);
+    for (size_t i = 0; i < width; ++i) values.push_back(static_cast<float>(rows[row + i] * scale));
+  }
+  return values;
+}
+
+// Rows of int8 from `count` random states of one head each.
+Bytes draw_rows(size_t count, size_t width) {
+  const Floats x = draw(count * width);
+  Bytes rows(count * (width + 2));
+  const drl_quantize_states call{1, count, 1, width, x.data(), rows.data()};
+  const drl_execution execution{DRL_ISA_SCALAR, nullptr, nullptr};
+  require(drl_quantize_states_run(&call, {}, &execution) == DRL_OK, "states are rounded");
+  return rows;
+}
+
 // softmax(q · keysᵀ · scale + bias) · values in double precision, compared with y.
 void check_mix(const float* q, const float* keys, const float* values, const float* bias,
                size_t slots, size_t width, float scale, const float* y) {
@@ -73,6 +97,95 @@ void check_cached(size_t rows, size_t tokens, size_t kv_heads, size_t shared, si
                   first.data() + place);
       }
     }
+  }
+}
+
+void check_rounding(size_t rows, size_t states, size_t heads, size_t width) {
+  Floats x = draw(rows * states * heads * width);
+  if (below(3) == 0) x[below(x.size())] = 0.0f / 0.0f;
+  Bytes first;
+  for (const drl_execution& execution : executions()) {
+    Bytes y(rows * heads * states * (width + 2));
+    const drl_quantize_states call{rows, states, heads, width, x.data(), y.data()};
+    require(drl_quantize_states_run(&call, {}, &execution) == DRL_OK, "rounding");
+    if (first.empty()) first = y;
+    require(same(y, first), "rounding: the same bytes everywhere");
+  }
+  const Floats found = dequantized(first, width);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t row = i / (states * heads * width), state = i / (heads * width) % states;
+    const size_t head = i / width % heads;
+    const size_t place = ((row * heads + head) * states + state) * width + i % width;
+    const float* own = x.data() + i / width * width;
+    float largest = 0;
+    bool finite = true;
+    for (size_t k = 0; k < width; ++k) {
+      largest = std::fmax(largest, std::fabs(own[k]));
+      finite = finite && std::isfinite(own[k]);
+    }
+    require(!finite || std::fabs(found[place] - x[i]) <= largest / 252, "rounding: half a step");
+  }
+}
+
+void check_quantized_cached(size_t rows, size_t tokens, size_t kv_heads, size_t shared,
+                            size_t width, size_t longest) {
+  std::vector<int32_t> lengths(rows);
+  for (int32_t& length : lengths) length = static_cast<int32_t>(below(longest + 1));
+  const size_t heads = kv_heads * shared, slots = longest + tokens, capacity = slots + below(3);
+  const Floats q = draw(rows * tokens * heads * width), k = draw(rows * tokens * kv_heads * width);
+  const Floats v = draw(k.size());
+  const Bytes keys = draw_rows(rows * kv_heads * capacity, width);
+  const Bytes values = draw_rows(rows * kv_heads * capacity, width);
+  Floats first;
+  Bytes new_keys, new_values;
+  for (const drl_execution& execution : executions()) {
+    Floats y(q.size());
+    new_keys = keys;
+    new_values = values;
+    const drl_quantized_cached_attention call{
+        rows,     tokens,   heads,    kv_heads,        width,
+        capacity, 0.3f,     q.data(), k.data(),        v.data(),
+        new_keys.data(),    new_values.data(),         lengths.data(),
+        nullptr,  0,        slots,    y.data()};
+    Memory memory(drl_quantized_cached_attention_workspace_bytes(&call));
+    require(drl_quantized_cached_attention_run(&call, memory.workspace(), &execution) == DRL_OK,
+            "cached, of int8");
+    if (first.empty()) first = y;
+    require(same(y, first), "cached attention of int8: the same bits everywhere");
+  }
+  const Floats all_keys = dequantized(new_keys, width), all_values = dequantized(new_values, width);
+  for (size_t query = 0; query < rows * tokens * heads; ++query) {
+    const size_t row = query / heads / tokens, token = query / heads % tokens;
+    const size_t offset = (row * kv_heads + query % heads / shared) * capacity * width;
+    check_mix(q.data() + query * width, all_keys.data() + offset, all_values.data() + offset,
+              nullptr, lengths[row] + token + 1, width, 0.3f, first.data() + query * width);
+  }
+}
+
+void check_quantized_cross(size_t sources, size_t beams, size_t kv_heads, size_t shared,
+                           size_t width, size_t states) {
+  const size_t heads = kv_heads * shared, rows = sources * beams;
+  const Floats q = draw(rows * heads * width), bias = draw(sources * states);
+  const Bytes keys = draw_rows(sources * kv_heads * states, width);
+  const Bytes values = draw_rows(sources * kv_heads * states, width);
+  Floats first;
+  for (const drl_execution& execution : executions()) {
+    Floats y(q.size());
+    const drl_quantized_cross_attention call{
+        rows,     sources,     1,             heads,       kv_heads, width, states, 0.3f,
+        q.data(), keys.data(), values.data(), bias.data(), y.data()};
+    Memory memory(drl_quantized_cross_attention_workspace_bytes(&call));
+    require(drl_quantized_cross_attention_run(&call, memory.workspace(), &execution) == DRL_OK,
+            "cross, of int8");
+    if (first.empty()) first = y;
+    require(same(y, first), "cross attention of int8: the same bits everywhere");
+  }
+  const Floats all_keys = dequantized(keys, width), all_values = dequantized(values, width);
+  for (size_t query = 0; query < rows * heads; ++query) {
+    const size_t source = query / heads / beams;
+    const size_t offset = (source * kv_heads + query % heads / shared) * states * width;
+    check_mix(q.data() + query * width, all_keys.data() + offset, all_values.data() + offset,
+              bias.data() + source * states, states, width, 0.3f, first.data() + query * width);
   }
 }
 
@@ -165,6 +278,9 @@ void check_refusals() {
           "fewer slots than tokens");
   require(same(keys, before), "a refused call writes nothing");
   require(drl_cross_attention_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
+  require(drl_quantized_cached_attention_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
+  require(drl_quantized_cross_attention_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
+  require(drl_quantize_states_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
   require(drl_expert_route_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
 }
 
@@ -176,6 +292,11 @@ int main() {
                  below(2) == 0);
     check_cross(1 + below(3), 1 + below(4), 1 + below(3), 1 + below(3), 1 + below(3),
                 1 + below(80), 1 + below(60));
+    check_rounding(1 + below(3), 1 + below(20), 1 + below(4), 1 + below(80));
+    check_quantized_cached(1 + below(3), 1 + below(6), 1 + below(3), 1 + below(4), 1 + below(80),
+                           below(60));
+    check_quantized_cross(1 + below(3), 1 + below(4), 1 + below(3), 1 + below(3), 1 + below(80),
+                          1 + below(60));
     const size_t groups = 1 + below(4), members = 1 + below(20);
     check_route(1 + below(20), 1 + below(60), groups, members, 1 + below(groups * members));
   }
@@ -184,6 +305,10 @@ int main() {
   check_cached(2, 40, 2, 2, 40, 90, true);
   check_cross(2, 4, 1, 4, 2, 64, 200);
   check_cross(1, 40, 2, 2, 1, 24, 70);
+  check_rounding(4, 300, 4, 64);
+  check_quantized_cached(3, 1, 4, 2, 64, 1500);
+  check_quantized_cached(2, 40, 2, 2, 40, 90);
+  check_quantized_cross(2, 4, 4, 2, 64, 1500);
   check_route(40, 512, 4, 16, 3);
   check_refusals();
   std::puts("all checks hold");

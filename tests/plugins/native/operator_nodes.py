@@ -10,6 +10,9 @@ from drl.plugins.ops import (
     CROSS_ATTENTION,
     EXPERT_ROUTE,
     HEAD,
+    QUANTIZE_STATES,
+    QUANTIZED_CACHED_ATTENTION,
+    QUANTIZED_CROSS_ATTENTION,
     QUANTIZED_GATHER,
     QUANTIZED_HEAD,
     QUANTIZED_LINEAR,
@@ -18,6 +21,7 @@ from drl.plugins.ops import (
 )
 from drl.plugins.ops.activations import GATED
 from drl.plugins.ops.packing import LAYOUT, pack_int4, pack_int8, pack_int8_block
+from drl.plugins.ops.state_rows import quantize_states
 from tests.plugins.native.operator_graphs import Node, draw
 from tests.plugins.ops.case import Array
 
@@ -195,6 +199,22 @@ def cross_attention(
     return Node(CROSS_ATTENTION, inputs, attributes, f"{shape}-{sources}")
 
 
+def rounded(node: Node) -> Node:
+    """A call of attention, over keys and values of int8."""
+    cached = node.operator is CACHED_ATTENTION
+    states = {
+        name: quantize_states(node.inputs[name])
+        for name in (("past_k", "past_v") if cached else ("k", "v"))
+    }
+    operator = QUANTIZED_CACHED_ATTENTION if cached else QUANTIZED_CROSS_ATTENTION
+    return replace(node, operator=operator, inputs={**node.inputs, **states})
+
+
+def quantized_states(shape: tuple[int, int] = (2, 3), heads: int = 3, width: int = 5) -> Node:
+    attributes = {"kv_heads": heads, "head_dim": width}
+    return Node(QUANTIZE_STATES, {"x": draw(*shape, heads * width)}, attributes, str(shape))
+
+
 def expert_route(
     shape: tuple[int, int] = (2, 3), k: int = 2, biased: bool = False, depth: int = 16
 ) -> Node:
@@ -226,6 +246,9 @@ def of_every_operator() -> list[Node]:
         cached_attention(bias_rows=2),
         cross_attention(),
         expert_route(biased=True),
+        rounded(cached_attention(bias_rows=2)),
+        rounded(cross_attention()),
+        quantized_states(),
     ]
 
 
@@ -251,6 +274,17 @@ def all_nodes() -> Iterator[Node]:
         yield from (float_head(shape, k, biased=k > 1) for k in (0, 1, 4))
         yield expert_route(shape)
         yield expert_route(shape, k=1, biased=True)
+        yield quantized_states(shape)
+    yield quantized_states((2, 70), heads=4, width=64)
+    for node in attentions():
+        yield node
+        yield rounded(node)
+    yield from (expert_route(k=k) for k in (0, 12))
+    yield from (float_head((2, 3), k, biased) for k in (0, 101) for biased in (False, True))
+
+
+def attentions() -> Iterator[Node]:
+    for shape in SHAPES:
         if shape[0]:
             yield cross_attention(shape, sources=1)
             yield cached_attention(shape)
@@ -258,7 +292,5 @@ def all_nodes() -> Iterator[Node]:
             yield replace(
                 cached_attention(shape, bias_rows=shape[0], kv_heads=4), name=f"{shape}-own"
             )
-    yield from (float_head((2, 3), k, biased) for k in (0, 101) for biased in (False, True))
     yield cross_attention((0, 2), sources=1)
-    yield from (expert_route(k=k) for k in (0, 12))
     yield from (cross_attention((6, 1), sources) for sources in (2, 3, 6))

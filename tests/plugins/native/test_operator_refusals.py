@@ -18,6 +18,8 @@ from tests.plugins.native.operator_nodes import (
     linear,
     of_every_operator,
     projections,
+    quantized_states,
+    rounded,
     routed_ffn,
 )
 from tests.plugins.native.sets import needs_library
@@ -41,6 +43,10 @@ def changed(node: Node, name: str, value: Any) -> Node:
     return replace(node, inputs={k: array for k, array in inputs.items() if array is not None})
 
 
+def packed_types(node: Node) -> set[str]:
+    return {str(array.dtype) for array in node.inputs.values()}
+
+
 LAYOUTS = [node for node in of_every_operator() if "layout" in node.attributes]
 
 
@@ -54,7 +60,7 @@ def test_packed_weights_of_another_layout_are_refused_at_loading(node: Node) -> 
 
 def test_the_operators_with_packed_weights_have_a_layout() -> None:
     assert {node.operator.name for node in LAYOUTS} == {
-        node.operator.name for node in of_every_operator() if "Quantized" in node.operator.name
+        node.operator.name for node in of_every_operator() if "uint8" in packed_types(node)
     }
 
 
@@ -100,6 +106,8 @@ def test_every_dimension_of_every_input_is_checked(node: Node) -> None:
         "Head": ("x", (0, 1)),
         "QuantizedProjections": ("x", (0, 1)),
         "CrossAttention": ("q", (1,)),
+        "QuantizedCrossAttention": ("q", (1,)),
+        "QuantizeStates": ("x", (0, 1)),
     }
     loose, axes = free.get(node.operator.name, ("", ()))
     for name, array in node.inputs.items():
@@ -217,6 +225,21 @@ def test_a_dimension_that_must_not_be_empty_is_named() -> None:
     flat = {"hidden": node.inputs["hidden"][..., :0], "weight": node.inputs["weight"][:0]}
     message = refusal(replace(node, inputs={**node.inputs, **flat}))
     assert "hidden must have at least one number in a state and is [2, 3, 0]" in message
+
+
+def test_rows_of_int8_have_a_number_and_a_scale() -> None:
+    for node, name in (
+        (rounded(cached_attention()), "past_k"),
+        (rounded(cross_attention()), "k"),
+    ):
+        short = changed(node, name, node.inputs[name][..., :2])
+        sentence = "must have a number in a head and 2 bytes behind it and has 2 bytes in all"
+        assert f"{node.operator.name}: {name} {sentence}" in refusal(short)
+
+
+def test_states_must_have_the_heads_that_the_node_says() -> None:
+    message = refusal(changed(quantized_states(), "head_dim", 6))
+    assert "QuantizeStates: x must be [2, 3, 18] and is [2, 3, 15]" in message
 
 
 def test_heads_must_share_keys_evenly() -> None:

@@ -27,6 +27,8 @@ from tests.plugins.native.operator_nodes import (
     linear,
     of_every_operator,
     projections,
+    quantized_states,
+    rounded,
     routed_ffn,
 )
 from tests.plugins.native.sets import needs_library
@@ -65,6 +67,9 @@ LARGE = [
     float_head((4, 9), 0, columns=5000, depth=300),
     cached_attention((5, 3), heads=8, kv_heads=4, width=64, longest=130),
     cross_attention((12, 3), 4, heads=8, width=64),
+    rounded(cached_attention((5, 3), heads=8, kv_heads=4, width=64, longest=500)),
+    rounded(cross_attention((12, 3), 4, heads=8, width=64)),
+    quantized_states((3, 300), heads=4, width=64),
     expert_route((3, 70), depth=300),
 ]
 
@@ -157,8 +162,11 @@ def bound(model: onnx.ModelProto, inputs: dict[str, Array], outputs: dict[str, A
     running.run_with_iobinding(binding)
 
 
-def test_the_cache_is_written_in_place_where_past_and_present_are_one_memory() -> None:
-    node = cached_attention((2, 3), bias_rows=1)
+CACHES = [cached_attention((2, 3), bias_rows=1), rounded(cached_attention((2, 3), bias_rows=1))]
+
+
+@pytest.mark.parametrize("node", CACHES, ids=str)
+def test_the_cache_is_written_in_place_where_past_and_present_are_one_memory(node: Node) -> None:
     inputs = {name: array.copy() for name, array in node.inputs.items()}
     before = inputs["past_k"].copy(), inputs["past_v"].copy()
     output = np.empty_like(inputs["q"])
@@ -172,12 +180,12 @@ def test_the_cache_is_written_in_place_where_past_and_present_are_one_memory() -
     assert not same_bits([inputs["past_k"], inputs["past_v"]], before)
 
 
-def test_a_cache_of_its_own_is_a_copy_and_the_past_stays() -> None:
-    node = cached_attention((2, 3))
+@pytest.mark.parametrize("node", CACHES, ids=str)
+def test_a_cache_of_its_own_is_a_copy_and_the_past_stays(node: Node) -> None:
     inputs = {name: array.copy() for name, array in node.inputs.items()}
     expected = node.expected()
     outputs = {
-        name: np.full_like(array, np.nan)
+        name: np.full_like(array, np.nan if array.dtype.kind == "f" else 99)
         for name, array in zip(node.outputs, expected, strict=True)
     }
     bound(node.model(), inputs, outputs)
@@ -185,8 +193,8 @@ def test_a_cache_of_its_own_is_a_copy_and_the_past_stays() -> None:
     assert same_bits(list(inputs.values()), list(node.inputs.values()))
 
 
-def test_keys_may_be_in_place_and_values_a_copy() -> None:
-    node = cached_attention((2, 3))
+@pytest.mark.parametrize("node", CACHES, ids=str)
+def test_keys_may_be_in_place_and_values_a_copy(node: Node) -> None:
     inputs = {name: array.copy() for name, array in node.inputs.items()}
     output, values = np.empty_like(inputs["q"]), np.empty_like(inputs["past_v"])
     outputs = {"output": output, "present_k": inputs["past_k"], "present_v": values}

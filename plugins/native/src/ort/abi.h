@@ -33,6 +33,7 @@ enum class ElementType : int {
   kUndefined = 0,
   kFloat = 1,
   kUint8 = 2,
+  kInt8 = 3,
   kInt32 = 6,
   kInt64 = 7,
   kBool = 9,

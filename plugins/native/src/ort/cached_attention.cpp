@@ -1,22 +1,39 @@
-// drl.CachedAttention: causal self-attention of new tokens over a key-value cache.
-#include "custom_op.h"
+// drl.CachedAttention and drl.QuantizedCachedAttention: causal self-attention of new tokens over a
+// key-value cache of float or of int8.
+#include "states.h"
 
 namespace drl::ort {
 namespace {
 
-struct CachedAttention {
+struct FloatCache : FloatStates {
+  using Job = drl_cached_attention;
   static constexpr const char* kName = "CachedAttention";
+  static constexpr auto kWorkspace = drl_cached_attention_workspace_bytes;
+  static constexpr auto kRun = drl_cached_attention_run;
+};
+
+struct Int8Cache : Int8States {
+  using Job = drl_quantized_cached_attention;
+  static constexpr const char* kName = "QuantizedCachedAttention";
+  static constexpr auto kWorkspace = drl_quantized_cached_attention_workspace_bytes;
+  static constexpr auto kRun = drl_quantized_cached_attention_run;
+};
+
+template <class Cache>
+struct CachedAttention {
+  using Element = typename Cache::Element;
+  static constexpr const char* kName = Cache::kName;
   enum Input : size_t { kQ, kK, kV, kPastK, kPastV, kLengths, kBias };
   static constexpr Argument kInputs[] = {{"q", kFloat, kRequired, true},
                                          {"k", kFloat, kRequired, true},
                                          {"v", kFloat, kRequired, true},
-                                         {"past_k", kFloat, kRequired, true},
-                                         {"past_v", kFloat, kRequired, true},
+                                         {"past_k", Cache::kType, kRequired, true},
+                                         {"past_v", Cache::kType, kRequired, true},
                                          {"lengths", kInt32},
                                          {"bias", kFloat, kOptional, true}};
   static constexpr Argument kOutputs[] = {{"output", kFloat, kRequired, true},
-                                          {"present_k", kFloat, kRequired, true},
-                                          {"present_v", kFloat, kRequired, true}};
+                                          {"present_k", Cache::kType, kRequired, true},
+                                          {"present_v", Cache::kType, kRequired, true}};
 
   void configure(Attributes& attributes) {
     heads = attributes.count("num_heads");
@@ -27,20 +44,22 @@ struct CachedAttention {
     const Tensor q = call.tensor(kQ, 3), past = call.tensor(kPastK, 4);
     if (!call.ok()) return;
     const int64_t batch = q.dims[0], steps = q.dims[1];
-    const int64_t kv_heads = past.dims[1], capacity = past.dims[2], width = past.dims[3];
+    const int64_t kv_heads = past.dims[1], capacity = past.dims[2];
+    const int64_t width = head_width<Element>(call, kPastK, past);
+    if (!call.ok()) return;
     if (kv_heads == 0 || heads % kv_heads != 0) {
       return call.failure().say(
           "num_heads is %" PRId64 " and past_k has %" PRId64 " heads, no divisor of it", heads,
           kv_heads);
     }
-    const Shape cache{batch, kv_heads, capacity, width};
+    const Shape cache{batch, kv_heads, capacity, past.dims[3]};
     const Shape fresh{batch, steps, kv_heads * width};
-    drl_cached_attention attention{};
+    typename Cache::Job attention{};
     attention.q = call.values<float>(kQ, {batch, steps, heads * width});
     attention.k = call.values<float>(kK, fresh);
     attention.v = call.values<float>(kV, fresh);
-    const float* past_k = call.values<float>(kPastK, cache);
-    const float* past_v = call.values<float>(kPastV, cache);
+    const Element* past_k = call.values<Element>(kPastK, cache);
+    const Element* past_v = call.values<Element>(kPastV, cache);
     attention.lengths = call.values<int32_t>(kLengths, {batch});
     const int64_t slots = steps + longest(call, attention.lengths, batch, steps, capacity);
     const Tensor bias = call.tensor(kBias);
@@ -62,7 +81,7 @@ struct CachedAttention {
     attention.values = continued(call, 2, cache, past_v);
     if (attention.rows * attention.tokens > 0) {
       call.check_some(kPastK, past, 3, "number in a head");
-      call.run(attention, drl_cached_attention_workspace_bytes, drl_cached_attention_run);
+      call.run(attention, Cache::kWorkspace, Cache::kRun);
     }
   }
 
@@ -91,8 +110,8 @@ struct CachedAttention {
   }
 
   // The cache to write to: the past itself where the caller gave one memory for both.
-  static float* continued(Call& call, size_t output, const Shape& shape, const float* past) {
-    float* present = call.output<float>(output, shape);
+  static Element* continued(Call& call, size_t output, const Shape& shape, const Element* past) {
+    Element* present = call.output<Element>(output, shape);
     if (call.ok() && present != past && shape.count() > 0) {
       std::memcpy(present, past, shape.count() * sizeof *past);
     }
@@ -102,6 +121,8 @@ struct CachedAttention {
 
 }  // namespace
 
-Tables cached_attention() { return of_any_float<CachedAttention>(); }
+Tables cached_attention() { return of_any_float<CachedAttention<FloatCache>>(); }
+
+Tables quantized_cached_attention() { return of_float32<CachedAttention<Int8Cache>>(); }
 
 }  // namespace drl::ort

@@ -117,6 +117,7 @@ Tables of_any_float() {
 
 constexpr ElementType kFloat = ElementType::kFloat;
 constexpr ElementType kUint8 = ElementType::kUint8;
+constexpr ElementType kInt8 = ElementType::kInt8;
 constexpr ElementType kInt32 = ElementType::kInt32;
 constexpr ElementType kInt64 = ElementType::kInt64;
 constexpr ElementType kBool = ElementType::kBool;

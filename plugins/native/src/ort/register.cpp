@@ -8,11 +8,13 @@
 namespace drl::ort {
 namespace {
 
-constexpr Tables (*kOperators[])() = {cached_attention, cross_attention,
-                                      expert_route,     head,
-                                      quantized_gather, quantized_head,
-                                      quantized_linear, quantized_projections,
-                                      quantized_routed_ffn};
+constexpr Tables (*kOperators[])() = {
+    cached_attention, cross_attention,
+    expert_route,     head,
+    quantize_states,  quantized_cached_attention,
+    quantized_gather, quantized_cross_attention,
+    quantized_linear, quantized_head,
+    quantized_projections, quantized_routed_ffn};
 
 constexpr uint32_t kMostVersions = 1000;
 
