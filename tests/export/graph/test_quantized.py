@@ -116,8 +116,8 @@ def test_a_bundle_with_a_cache_of_int8_computes_what_the_rounded_model_computes(
 
 
 def test_a_model_that_does_not_round_its_cache_is_another(tmp_path: Path) -> None:
-    """Most positions of the bundle equal the model with its roundings; of no other any do."""
-    make(tmp_path, "int8", "int8", **DENSE)
+    """Most positions of the bundle equal the model with its roundings, and few those of another."""
+    make(tmp_path, "int8", "int8", **VARIANTS["dense with relative bias"])
     checkpoint = load_checkpoint(tmp_path / "checkpoint")
     backend = open_backend(Bundle.load(tmp_path / "bundle"))
     kinds: tuple[KvCache, ...] = ("int8", "fp32")
