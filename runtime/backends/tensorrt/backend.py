@@ -37,7 +37,7 @@ class TensorRTBackend:
 
     Args:
         engines: Loaded for a bundle.
-        graphs: Captures decoder steps; by default what the flavour calls for.
+        graphs: Captures decoder steps; by default as the flavour calls for.
     """
 
     def __init__(self, engines: Engines, graphs: StepGraphs | None = None) -> None:
@@ -46,8 +46,9 @@ class TensorRTBackend:
         self._device = plan.device
         self._manifest = manifest
         self._described = plan.folder.manifest
-        if graphs is None and not captures_itself(self._described.flavour):
-            graphs = StepGraphs(self._device)
+        if graphs is None:
+            by_context = captures_itself(self._described.flavour)
+            graphs = StepGraphs(self._device, by_context=by_context)
         self._graphs = graphs
         self._encoder = Encoder(plan, engines.encoder)
         self._bridges = [
@@ -147,8 +148,7 @@ class TensorRTBackend:
     def close(self) -> None:
         """See `Backend.close`."""
         self._bound.clear()
-        if self._graphs is not None:
-            self._graphs.clear()
+        self._graphs.clear()
         # The application may hold this object for long, and engines are freed with what holds them.
         del self._encoder
         self._bridges.clear()

@@ -106,24 +106,25 @@ class LoadedEngine:
         self.memory = int(self._engine.device_memory_size_v2)  # with what streaming works in
 
     def context(
-        self, profile: int, activations: "Activations", *, steps: bool = False
+        self, profile: int, activations: "Activations", *, captures: bool = False
     ) -> "Context":
         """A new context for one of the profiles.
 
         Args:
             profile: Its number.
             activations: What the context works in.
-            steps: Whether it will run the same shapes over and over, which is worth a CUDA graph.
+            captures: Whether it will run the same step over and over, which is worth a CUDA graph
+                where contexts capture by themselves.
 
         Raises:
             BackendError: TensorRT cannot make it.
         """
         library = self._library
         with library.device.failures(f"preparing the engine of {self.name}"):
-            context = self._new_context(steps)
+            context = self._new_context(captures)
             if context is None:  # perhaps because arrays that nobody uses fill the memory
                 library.device.trim()
-                context = self._new_context(steps)
+                context = self._new_context(captures)
             if context is None:
                 raise library.messages.failure(
                     f"cannot make a context of {self.name}", library.remedy
@@ -135,7 +136,7 @@ class LoadedEngine:
                 )
         return Context(library, self.name, context, activations)
 
-    def _new_context(self, steps: bool) -> Any:
+    def _new_context(self, captures: bool) -> Any:
         module = self._library.module
         strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
         if not compiles_here(self._library.flavour):
@@ -144,7 +145,7 @@ class LoadedEngine:
         config.set_execution_context_allocation_strategy(strategy)
         if self._library.cache is not None:
             self._library.cache.attach(config)
-        if steps:
+        if captures:
             config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return self._engine.create_execution_context(config)
 

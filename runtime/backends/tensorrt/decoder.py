@@ -112,7 +112,7 @@ class Decoder:
         plan: The device and its memory.
         engine: Of the path.
         path: Which layers run.
-        graphs: Of all decoders; None where the library captures by itself.
+        graphs: Of all decoders.
         logits: Logits of single-token steps by rows, which all decoders share.
     """
 
@@ -121,7 +121,7 @@ class Decoder:
         plan: Plan,
         engine: LoadedEngine,
         path: PathInfo,
-        graphs: StepGraphs | None,
+        graphs: StepGraphs,
         logits: dict[int, BackendArray],
     ) -> None:
         self._plan = plan
@@ -152,7 +152,7 @@ class Decoder:
         for source, target in bound.copied:
             self._plan.device.copy(source, target)
         plain = self._work(self._contexts.of(bound.profile), bound)
-        if self._graphs is None or bound.piece.new > 1:
+        if bound.piece.new > 1:
             plain()
             return
         self._graphs.run(

@@ -2,14 +2,15 @@
 
 A graph holds the addresses and shapes that it was captured with, and it holds for as long as the
 execution context that it was captured from is left alone. So every graph has a context of its own,
-and is found again by all that it depends on.
+and is found again by all that it depends on. The same holds where contexts capture by themselves:
+such a context captures anew whenever it is bound to something else.
 """
 
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-from drl.runtime.backends.device import Device, DeviceGraph
+from drl.runtime.backends.device import Device
 from drl.runtime.errors import BackendError
 
 # Most graphs at a time. Each keeps a context, which has memory of its own beside activations.
@@ -28,16 +29,24 @@ class StepGraphs:
         device: Captures.
         most: Most graphs at a time.
         captured_at: How often a step must have come up.
+        by_context: Whether contexts capture by themselves, so that a step needs no more than a
+            context of its own.
     """
 
     def __init__(
-        self, device: Device, most: int = MOST_GRAPHS, captured_at: int = CAPTURED_AT
+        self,
+        device: Device,
+        most: int = MOST_GRAPHS,
+        captured_at: int = CAPTURED_AT,
+        *,
+        by_context: bool = False,
     ) -> None:
         self._device = device
         self._most = most
         self._captured_at = captured_at
+        self._by_context = by_context
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
-        self._graphs: OrderedDict[Hashable, tuple[DeviceGraph, Work]] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, tuple[Work, Work]] = OrderedDict()
         self._refused: OrderedDict[Hashable, None] = OrderedDict()
         self._told = False
 
@@ -60,7 +69,7 @@ class StepGraphs:
         found = self._graphs.get(key)
         if found is not None:
             self._graphs.move_to_end(key)
-            found[0].launch()
+            found[0]()
         elif key not in self._refused and self._count(key) >= self._captured_at:
             if not self._capture(key, prepare):
                 plain()
@@ -92,12 +101,12 @@ class StepGraphs:
             work()
             self._device.synchronize()  # what a run allocates is not to happen within a capture
             ran = True
-            graph = self._device.capture(work)
+            launch = work if self._by_context else self._device.capture(work).launch
         except BackendError as error:
             self._refuse(key, error)
             return ran
         self._seen.pop(key, None)
-        self._graphs[key] = graph, work  # the work keeps the context
+        self._graphs[key] = launch, work  # the work keeps the context
         if len(self._graphs) > self._most:
             self._graphs.popitem(last=False)
         return True

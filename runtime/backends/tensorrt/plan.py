@@ -56,13 +56,12 @@ class Contexts:
     def of(self, profile: int) -> Context:
         """The context of a profile."""
         if profile not in self._contexts:
-            self._contexts[profile] = self.new(profile)
+            self._contexts[profile] = self.engine.context(profile, self._plan.activations)
         return self._contexts[profile]
 
     def new(self, profile: int) -> Context:
-        """A context for one use alone."""
-        one_token = self.engine.info.profiles[profile].dims.get("T") == (1, 1, 1)
-        return self.engine.context(profile, self._plan.activations, steps=one_token)
+        """A context that will run the same step over and over, and captures it if it can."""
+        return self.engine.context(profile, self._plan.activations, captures=True)
 
     def clear(self) -> None:
         """Drop the contexts."""

@@ -209,6 +209,7 @@ class Context:
         self.memory: tuple[int, int] | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+        self.bindings: set[frozenset[tuple[str, object]]] = set()  # shapes and addresses it ran with
         self._fresh_shapes = True  # not run since they changed
         self._changes = 0
 
@@ -275,6 +276,7 @@ class Context:
         recording = self._device.recording
         assert not (recording and self._fresh_shapes), "captured without a run before it"
         self._fresh_shapes = False
+        self.bindings.add(frozenset((*shapes.items(), *self.addresses.items())))
         self._put(shapes, dict(self.addresses), self.memory, recording)
         if not recording:
             self.engine.library.executions.append(self.engine.name)

@@ -18,7 +18,6 @@ from drl.export.tensorrt.builder import build_engines
 from drl.export.tensorrt.options import BuildOptions
 from drl.runtime import Bundle, Engine
 from drl.runtime.backends.tensorrt.backend import TensorRTBackend
-from drl.runtime.backends.tensorrt.contexts import captures_itself
 from drl.runtime.backends.tensorrt.library import (
     FLAVOURS,
     Flavour,
@@ -104,13 +103,10 @@ def test_searches_samples_and_prefixes_agree(engine: Engine, exact: Engine) -> N
         assert share_alike(engine.generate(PROMPTS, **each), exact.generate(PROMPTS, **each)) > 0.7
 
 
-def test_steps_run_from_cuda_graphs(engine: Engine, flavour: Flavour) -> None:
-    if captures_itself(flavour):
-        pytest.skip(f"{title(flavour)} captures by itself, and does not tell")
+def test_steps_run_from_cuda_graphs(engine: Engine) -> None:
     engine.generate(PROMPTS, max_new_tokens=24)
     backend = engine.backend
     assert isinstance(backend, TensorRTBackend)
-    assert backend._graphs is not None
     assert len(backend._graphs) > 0
 
 

@@ -45,6 +45,16 @@ def test_every_step_runs_once_plain_at_first_and_then_as_a_graph(device: HostDev
     assert (device.captures, device.launches) == (1, 3)
 
 
+def test_contexts_that_capture_by_themselves_are_run_and_not_captured(device: HostDevice) -> None:
+    steps = Steps(device, StepGraphs(device, most=1, captured_at=3, by_context=True))
+    for key in "aaaaabbbb":
+        steps.step(key)
+    assert steps.ran == ["plain a"] * 2 + ["own a"] * 3 + ["plain b"] * 2 + ["own b"] * 2
+    assert steps.prepared == ["a", "b"]
+    assert len(steps.graphs) == 1
+    assert (device.captures, device.launches) == (0, 0)
+
+
 def test_a_step_that_comes_up_seldom_is_not_captured(device: HostDevice) -> None:
     steps = Steps(device, StepGraphs(device, captured_at=3))
     for key in "abcd":
