@@ -63,13 +63,13 @@ def register(library: ModuleType, forms: Iterable[PluginForm], architecture: int
         plugin = importlib.import_module(f"{library.__name__}.plugin")
     except ImportError as error:
         raise CudaKernelError(
-            f"{library.__name__} takes no plugins written in Python; use TensorRT 10.13 or later, "
+            f"{library.__name__} takes no plugins written in Python; use TensorRT 11 or later, "
             "or build without plugins"
         ) from error
     if not hasattr(plugin, "aot_impl"):
         version = getattr(library, "__version__", "of this version")
         raise CudaKernelError(
-            f"TensorRT {version} takes no plugins that are compiled ahead of time; use 10.13 or "
+            f"TensorRT {version} takes no plugins that are compiled ahead of time; use 11 or "
             "later, or build without plugins"
         )
     for form in forms:

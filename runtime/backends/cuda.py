@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from drl.runtime.arrays import Array, BackendArray
+from drl.runtime.backends.limits import LESS_MEMORY
 from drl.runtime.backends.ranking import rank_on
 from drl.runtime.errors import BackendError
 from drl.runtime.gpu import find_gpus
@@ -137,6 +138,12 @@ class CudaArrays:
             raise BackendError(
                 f"{doing} failed: GPU {self._index} has no memory left ({self._free()}); "
                 f"{LESS_MEMORY}"
+            ) from error
+        except cuda.compiler.CompileException as error:
+            reason = " ".join(str(error).split())
+            raise BackendError(
+                f"{doing} failed: CuPy cannot compile a kernel for GPU {self._index} ({reason}); "
+                "reinstall it with `pip install --force-reinstall 'cupy-cuda13x[ctk]'`"
             ) from error
 
     def _free(self) -> str:
@@ -327,13 +334,6 @@ class CapturedWork:
     def launch(self) -> None:
         """See `DeviceGraph.launch`."""
         self._device.launch(self._graph)
-
-
-LESS_MEMORY = (
-    "lower max_batch_size (--batch-size) or the lengths of sources and results, or end other "
-    "programs on this GPU"
-)
-"""What mends an error about the memory of a GPU."""
 
 
 def megabytes(count: int) -> str:

@@ -2,6 +2,12 @@
 
 from dataclasses import dataclass
 
+LESS_MEMORY = (
+    "lower max_batch_size (--batch-size) or the lengths of sources and results, or end other "
+    "programs that use it"
+)
+"""What mends an error about memory that ran out."""
+
 
 @dataclass(frozen=True)
 class Limit:

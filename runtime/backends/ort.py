@@ -32,6 +32,7 @@ from drl.runtime.bundle import Bundle
 from drl.runtime.manifest import GRAPHS, GraphInfo
 
 _KEPT_LOGITS = 4 << 20
+_HERE = "this machine"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,9 @@ class OrtBackend(HostRules):
             feeds["budget"] = budget
             wanted += ["saliency", "path_logits"]
         experts = self._encoder_experts if with_experts else {}
-        results = run_session(self._encoder.run, [*wanted, *experts.values()], feeds)
+        results = run_session(
+            "encoder", _HERE, self._encoder.run, [*wanted, *experts.values()], feeds
+        )
         return Encoding(
             states=results[0],
             lengths=lengths,
@@ -126,7 +129,7 @@ class OrtBackend(HostRules):
             feeds["path"] = np.array(path, np.int64)
         wanted = ["cross_bias", "kept_lengths"]
         wanted += [f"cross_{part}.{layer}" for part in "kv" for layer in self._layers]
-        bias, lengths, *blocks = run_session(self._bridge.run, wanted, feeds)
+        bias, lengths, *blocks = run_session("bridge", _HERE, self._bridge.run, wanted, feeds)
         half = len(self._layers)
         return CrossAttention(bias, lengths, tuple(blocks[:half]), tuple(blocks[half:]))
 
@@ -143,7 +146,7 @@ class OrtBackend(HostRules):
                 if other.inputs.past_keys is inputs.past_keys
             }
             self._bindings[place] = {**beside, inputs.candidates: bound}
-        run_session(self._decoder.run_with_iobinding, bound.handle)
+        run_session("decoder", _HERE, self._decoder.run_with_iobinding, bound.handle)
         return bound.outputs
 
     def release(self, path: int, width: int) -> None:

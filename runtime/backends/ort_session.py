@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from drl.runtime.backends.limits import LESS_MEMORY
 from drl.runtime.backends.native import other_layout
 from drl.runtime.backends.threads import Threads
 from drl.runtime.errors import BackendError, BundleError
@@ -14,7 +15,7 @@ _INSTALL = 'install it with `pip install "drl[cpu]"` or, for NVIDIA GPUs, `pip i
 _FATAL_ONLY = 4  # errors come as exceptions, and need no line of the library's own beside them
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8)": "int8"}
 # What the library, its arenas and CUDA say where memory runs out.
-_OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "bad allocation")
+_OUT_OF_MEMORY = ("out of memory", "failed to allocate", "alloc_failed", "bad_alloc", "bad alloc")
 _NEEDED = "1.25"  # the first version with all operators that bundles use
 
 
@@ -75,7 +76,7 @@ def open_session(
             ) from error
         if refusal := other_layout(message):
             raise BackendError(f"{path.name} has {refusal}") from error
-        if any(sign in message.lower() for sign in _OUT_OF_MEMORY):
+        if _tells_of_memory(message):
             raise BackendError(
                 f"there is no memory left to load {path.name} ({message}); end other programs that "
                 "use it, or choose another device"
@@ -135,13 +136,31 @@ def check_sizes(manifest: Manifest, encoder: Any, decoder: Any, ranks: bool) -> 
         )
 
 
-def run_session(run: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a session. Raises `BackendError` where a graph cannot be run."""
+def run_session(graph: str, device: str, run: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a session.
+
+    Args:
+        graph: What it runs, as "decoder".
+        device: Whose memory it takes.
+        run: A method of the session, called with the other arguments.
+
+    Raises:
+        BackendError: The graph cannot be run, or there is no memory left for it.
+    """
     try:
         return run(*arguments)
     except Exception as error:  # the library has a class per status code, without a root
         message = " ".join(str(error).split())
-        raise BackendError(f"ONNX Runtime cannot run the bundle's graph: {message}") from error
+        if _tells_of_memory(message):
+            raise BackendError(
+                f"{device} has no memory left to run the {graph} ({message}); {LESS_MEMORY}"
+            ) from error
+        raise BackendError(f"ONNX Runtime cannot run the {graph}: {message}") from error
+
+
+def _tells_of_memory(message: str) -> bool:
+    """Whether an error says that memory ran out."""
+    return any(sign in message.lower() for sign in _OUT_OF_MEMORY)
 
 
 def names(tensors: Any) -> list[str]:

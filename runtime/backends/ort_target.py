@@ -8,14 +8,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from drl.runtime.arrays import Array, BackendArray
-from drl.runtime.backends.cuda import LESS_MEMORY
 from drl.runtime.backends.device import Device
 from drl.runtime.backends.ort_session import run_session
-from drl.runtime.errors import BackendError
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
-# How ONNX Runtime and CUDA's libraries say that memory ran out.
-_NO_MEMORY = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 class OrtDevice(Device, Protocol):
@@ -62,15 +58,7 @@ class OrtTarget:
 
     def run(self, graph: str, session: Any, handle: Any) -> None:
         """Run a graph on what is bound. Raises `BackendError`."""
-        try:
-            run_session(session.run_with_iobinding, handle)
-        except BackendError as error:
-            if any(mark in str(error) for mark in _NO_MEMORY):
-                raise BackendError(
-                    f"{self.device.name} has no memory left to run the {graph} ({error}); "
-                    f"{LESS_MEMORY}"
-                ) from error
-            raise
+        run_session(graph, self.device.name, session.run_with_iobinding, handle)
 
     def run_freely(
         self,

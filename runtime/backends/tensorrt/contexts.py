@@ -46,7 +46,7 @@ class Library:
         self.module = module
         self.device = device
         self.messages = Messages(module, title(flavour))
-        self.remedy = f"run `{command}`"
+        self.remedy = f"run `{command} --force`"  # an intact file would be kept otherwise
         self.cache = cache
         try:
             self._runtime = module.Runtime(self.messages.logger)

@@ -29,6 +29,10 @@ class OutOfMemoryError(MemoryError):
     pass
 
 
+class CompileException(Exception):  # noqa: N818 - CuPy's name
+    pass
+
+
 class FakeStream:
     """A stream whose copies to the host are done when it is waited for."""
 
@@ -191,6 +195,7 @@ class FakeCupy:
             UnownedMemory=lambda address, size, owner, index: (address, size, owner),
             MemoryPointer=lambda memory, offset: memory,
             alloc_pinned_memory=self._pinned,
+            compiler=SimpleNamespace(CompileException=CompileException),
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             driver=SimpleNamespace(CUDADriverError=CUDADriverError),
             runtime=SimpleNamespace(

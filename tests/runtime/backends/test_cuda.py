@@ -11,7 +11,12 @@ from drl.runtime import BackendError
 from drl.runtime.backends import cuda
 from drl.runtime.backends.cuda import CudaDevice, open_gpu
 from drl.runtime.gpu import Gpu, GpuReport
-from tests.runtime.backends.fake_cupy import CUDARuntimeError, FakeCupy, OutOfMemoryError
+from tests.runtime.backends.fake_cupy import (
+    CompileException,
+    CUDARuntimeError,
+    FakeCupy,
+    OutOfMemoryError,
+)
 
 ONE = GpuReport("13.0", (Gpu("NVIDIA L4", "8.9", 24 << 30),))
 
@@ -215,6 +220,9 @@ def test_memory_that_runs_out_or_cuda_that_fails_in_assignments_is_an_error_of_o
     message = "work on the GPU failed: cudaErrorIllegalAddress; GPU 0 may have to be used"
     with pytest.raises(BackendError, match=message), device.arrays.ordered():
         raise CUDARuntimeError("cudaErrorIllegalAddress")
+    message = r"CuPy cannot compile a kernel for GPU 0 \(x\.cu: no vector_types\.h\); reinstall it"
+    with pytest.raises(BackendError, match=message), device.arrays.ordered():
+        raise CompileException("x.cu:\nno vector_types.h")
 
 
 def test_ranking_without_memory_is_an_error_of_ours(cupy: FakeCupy) -> None:

@@ -273,6 +273,23 @@ def test_a_full_device_is_not_taken_for_a_damaged_bundle(
     assert "drl-export" not in str(caught.value)
 
 
+def test_memory_that_runs_out_within_a_step_is_one_clear_line(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory\nfor a buffer")
+
+    with Engine(bundle, open_backend(bundle), max_batch_size=4) as engine:
+        (expected,) = engine.generate([[5, 6]])
+        with monkeypatch.context() as patch:
+            patch.setattr("onnxruntime.InferenceSession.run_with_iobinding", refuse)
+            message = r"^this machine has no memory left to run the decoder \(.*; lower max_batch"
+            with pytest.raises(BackendError, match=message) as caught:
+                engine.generate([[5, 6]])
+        assert "\n" not in str(caught.value)
+        assert engine.generate([[5, 6]])[0].tokens == expected.tokens
+
+
 def test_a_graph_that_does_not_load_is_one_clear_line(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, folder)

@@ -209,7 +209,7 @@ class Context:
         self.memory: tuple[int, int] | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
-        self.bindings: set[frozenset[tuple[str, object]]] = set()  # shapes and addresses it ran with
+        self.bindings: set[frozenset[tuple[str, object]]] = set()  # all that it ran with
         self._fresh_shapes = True  # not run since they changed
         self._changes = 0
 
