@@ -21,6 +21,7 @@ from drl.runtime.backends.tensorrt.backend import TensorRTBackend
 from drl.runtime.backends.tensorrt.library import Flavour
 from drl.runtime.backends.tensorrt.opening import open_tensorrt
 from drl.runtime.gpu import Gpu, GpuReport
+from tests.runtime.backends.tensorrt.bfloat16 import compute_in_float32
 from tests.runtime.backends.tensorrt.fake_tensorrt import MAGIC, FakeTensorRT
 from tests.runtime.backends.tensorrt.host_device import HostDevice
 
@@ -34,14 +35,18 @@ class FakeProcesses:
     def __init__(self, bundle: Bundle) -> None:
         self._keep = bundle.folder / _GRAPHS
         self._paths = {path.name: path for path in bundle.manifest.paths}
+        self._bfloat16: dict[str, list[str]] = {}
 
     def build(self, job: Job, listener: object) -> Built:
         if not self._keep.exists():
             shutil.copytree(job.graph.parent, self._keep)
+            graphs = self._keep.glob("*.onnx")
+            self._bfloat16 = {path.name: compute_in_float32(path) for path in graphs}
         stack, _, path = job.name.partition(".")
         described = {
             "graph": str(self._keep / job.graph.name),
             "keep_ratio": self._paths[path].keep_ratio if stack == "bridge" else None,
+            "bfloat16": self._bfloat16[job.graph.name],
             "sizes": {"k": self._paths[path].experts_per_token} if stack == "decoder" else {},
             "profiles": [
                 {name: asdict(shapes) for name, shapes in profile.items()}

@@ -17,6 +17,8 @@ import numpy as np
 import onnxruntime
 
 from drl.export.tensorrt.sizes import kept_states
+from drl.runtime.arrays import Float32
+from tests.runtime.backends.tensorrt.bfloat16 import to_bits, to_float32
 from tests.runtime.backends.tensorrt.host_device import HostDevice
 
 ACTIVATIONS = 4096
@@ -152,6 +154,7 @@ class Engine:
         self.library, self.logger = library, logger
         self.graph = Path(described["graph"])
         self.name = self.graph.stem
+        self.bfloat16: list[str] = described["bfloat16"]
         self.keep_ratio: float | None = described["keep_ratio"]
         self.sizes: dict[str, int] = described["sizes"]
         self.profiles: list[dict[str, Any]] = described["profiles"]
@@ -304,16 +307,26 @@ class Context:
 
     def _run(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
         binding = self.engine.session.io_binding()
+        wide: dict[str, Float32] = {}
         for tensors, bind in (
             (self.engine.inputs, binding.bind_input),
             (self.engine.outputs, binding.bind_output),
         ):
             for name, item in tensors.items():
-                dtype = _dtype(item.type)
-                size = math.prod(shapes[name]) * np.dtype(dtype).itemsize
-                self._device.memory.check(addresses[name], size, f"{self.engine.name}: {name}")
-                bind(name, "cpu", 0, dtype, shapes[name], addresses[name])
+                dtype, address = _dtype(item.type), addresses[name]
+                narrow = name in self.engine.bfloat16
+                size = math.prod(shapes[name]) * (2 if narrow else np.dtype(dtype).itemsize)
+                self._device.memory.check(address, size, f"{self.engine.name}: {name}")
+                if narrow:
+                    wide[name] = to_float32(
+                        self._device.memory.view(address, shapes[name], np.uint16)
+                    )
+                    address = wide[name].ctypes.data
+                bind(name, "cpu", 0, dtype, shapes[name], address)
         self.engine.session.run_with_iobinding(binding)
+        for name in wide.keys() & self.engine.outputs.keys():
+            memory = self._device.memory.view(addresses[name], shapes[name], np.uint16)
+            memory[...] = to_bits(wide[name])
 
     def _dims(self) -> dict[str, int]:
         """Sizes of the named dimensions, which all inputs must agree in."""

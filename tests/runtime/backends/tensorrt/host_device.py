@@ -44,6 +44,12 @@ class Memory:
         inside = any(a <= address and address + size <= a + s for a, s in self.blocks.items())
         assert inside or not size, f"{what}: {size} bytes at {address:#x} are not allocated"
 
+    def view(self, address: int, shape: Sequence[int], dtype: DTypeLike) -> Array:
+        """An array over what lies at an address."""
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        content = (ctypes.c_uint8 * size).from_address(address)
+        return np.frombuffer(content, dtype).reshape(tuple(shape))
+
 
 class HostArrays:
     """`ArrayLibrary` in a device's memory."""

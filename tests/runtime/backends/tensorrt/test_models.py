@@ -2,24 +2,34 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drl.export import export
 from drl.runtime import Engine
 from examples.numbers.tasks import TASKS, held_out_examples
-from tests.runtime.backends.tensorrt.agreement import assert_greedy_agrees, share_alike
+from tests.runtime.backends.tensorrt.agreement import LEAST_SAME, assert_greedy_agrees, share_alike
 from tests.runtime.backends.tensorrt.fake_engines import Opened, build_fake, open_fake
 
 NUMBERS = Path(__file__).parents[4] / "examples" / "numbers"
 
 
+@pytest.fixture(scope="module", params=["fp16", "bf16"])
+def precision(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
 @pytest.fixture(scope="module")
-def numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Opened]]:
+def numbers(
+    tmp_path_factory: pytest.TempPathFactory, precision: str
+) -> Iterator[tuple[Engine, Opened]]:
     folder = tmp_path_factory.mktemp("numbers")
     export(NUMBERS, folder / "exact")
+    build_fake(folder / "exact", folder / "engines", precision=precision)
     with Engine.from_bundle(folder / "exact", threads=1) as exact:
-        yield exact, open_fake(build_fake(folder / "exact", folder / "engines"))
+        yield exact, open_fake(folder / "engines")
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +41,12 @@ def prompts() -> list[str]:
 @pytest.mark.parametrize("path", ["fast", "balanced", "full", "auto"])
 @pytest.mark.parametrize("batch", [1, 16])
 def test_the_shipped_model_says_the_same(
-    numbers: tuple[Engine, Opened], prompts: list[str], path: str, batch: int
+    numbers: tuple[Engine, Opened], precision: str, prompts: list[str], path: str, batch: int
 ) -> None:
     exact, opened = numbers
     asked = prompts[:6] if batch == 1 else prompts
-    found = assert_greedy_agrees(exact, opened.engine(batch), asked, path=path, max_new_tokens=40)
+    given: dict[str, Any] = {"path": path, "max_new_tokens": 40}
+    found = assert_greedy_agrees(exact, opened.engine(batch), asked, precision=precision, **given)
     assert len({result.text for result in found}) > len(found) // 2
 
 
@@ -58,7 +69,7 @@ def test_the_shipped_model_searches_samples_and_streams_the_same(
 
 
 @pytest.mark.parametrize("family", ["t5", "t5-v1.1", "switch"])
-def test_models_of_transformers_say_the_same(family: str, tmp_path: Path) -> None:
+def test_models_of_transformers_say_the_same(family: str, precision: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from tests.export.importers.oracle import random_sources
     from tests.generation.families import FAMILIES, build
@@ -66,12 +77,13 @@ def test_models_of_transformers_say_the_same(family: str, tmp_path: Path) -> Non
     sources = random_sources((1, 7, 19, 4, 33, 12, 2, 25), 75)
     build(FAMILIES[family], sources).save_pretrained(tmp_path / "checkpoint")  # type: ignore[operator]
     export(tmp_path / "checkpoint", tmp_path / "exact")
-    opened = open_fake(build_fake(tmp_path / "exact", tmp_path / "engines", candidates=16))
+    folder = tmp_path / "engines"
+    build_fake(tmp_path / "exact", folder, precision=precision, candidates=16)
+    opened = open_fake(folder)
     with Engine.from_bundle(tmp_path / "exact", threads=1) as exact:
         engine = opened.engine(5)
-        found = assert_greedy_agrees(exact, engine, sources, max_new_tokens=16)
+        found = assert_greedy_agrees(exact, engine, sources, precision=precision, max_new_tokens=16)
         assert len({tuple(result.tokens) for result in found}) > 3
         beams = {"num_beams": 3, "max_new_tokens": 12}
-        assert (
-            share_alike(engine.generate(sources, **beams), exact.generate(sources, **beams)) > 0.7
-        )
+        alike = share_alike(engine.generate(sources, **beams), exact.generate(sources, **beams))
+        assert alike >= LEAST_SAME[precision]
