@@ -5,18 +5,17 @@ beyond it: fp32 has seven digits, and some models' logits reach into the hundred
 are recorded beside them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
+from drl.export.routes import ROUTE_MARGIN, LayerRoutes
+
 TOLERANCE = 1e-4
 """Largest difference of a logit that an fp32 bundle may show against eager PyTorch."""
-
-ROUTE_MARGIN = 1e-3
-"""Experts must agree wherever the last chosen one leads the first left out by more than this."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class RouteParity:
     """Choices of experts, token by token and layer by layer.
 
     Attributes:
-        compared: Choices whose margin exceeds `ROUTE_MARGIN`.
+        compared: Clear choices: see `LayerRoutes`.
         wrong: How many of them differ; any is a failure.
-        near_ties: Choices within the margin.
+        near_ties: The others, within `ROUTE_MARGIN`.
         flips: How many of those differ. A row is left out of the numeric comparison from its
             first flip on, since from there it computes something else.
     """
@@ -35,6 +34,12 @@ class RouteParity:
     wrong: int = 0
     near_ties: int = 0
     flips: int = 0
+
+    @classmethod
+    def of(cls, layers: Iterable[LayerRoutes]) -> Self:
+        """Add up the counts of several layers."""
+        counts = [(each.clear, each.wrong, each.near_ties, each.flips) for each in layers]
+        return cls(*(sum(column) for column in zip(*counts, strict=True)))
 
     def __add__(self, other: "RouteParity") -> "RouteParity":
         """Add up the counts."""

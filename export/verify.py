@@ -1,6 +1,6 @@
 """Hold a bundle, run by the runtime's own backend, against the eager model it was made from."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +10,13 @@ import torch
 from drl.export.model import DualRouterModel, Encoded, ModelConfig, Route
 from drl.export.model.generate import pad
 from drl.export.parity import (
-    ROUTE_MARGIN,
     ParityReport,
     PathParity,
     RouteParity,
     absolute_difference,
     relative_difference,
 )
+from drl.export.routes import RouteTally
 from drl.runtime.backends import Backend, Encoding, StepInputs, StepOutputs
 from drl.runtime.cache import KVCache
 from drl.runtime.manifest import CacheInfo
@@ -134,13 +134,14 @@ def compare(expected: Expectation, backend: Backend) -> ParityReport:
     encoded = expected.encoded
     encoding = encode(expected, backend)
     same = np.ones(len(encoded.lengths), dtype=bool)
-    routes = _compare_routes(encoded.routes, encoding.experts, same)
+    routes = RouteTally(expected.config.expert_capacity)
+    routes.add(encoded.routes, encoding.experts, same)
     valid = encoded.source_mask & torch.from_numpy(same)[:, None]
     states = torch.from_numpy(encoding.arrays.to_host(encoding.states)).float()
     return ParityReport(
         encoder=relative_difference(encoded.states[valid], states[valid]),
         path_logits=_path_logit_difference(encoded, encoding, same),
-        encoder_routes=routes,
+        encoder_routes=RouteParity.of(routes.layers()),
         paths=tuple(
             _compare_path(expected, backend, path, encoding, same.copy())
             for path in range(len(expected.config.paths))
@@ -220,10 +221,10 @@ def _compare_path(
 ) -> PathParity:
     """Compare one path; `same` marks the rows whose encoder took the same routes."""
     first, later = _Drift(same), _Drift(same)
-    routes = RouteParity()
+    routes = RouteTally()
     outcomes = replay(expected, backend, encoding, path)
     for call, outputs in zip(expected.calls[path], outcomes, strict=True):
-        routes += _compare_routes(call.routes, outputs.experts, same)
+        routes.add(call.routes, outputs.experts, same)
         (first if call.start == 0 else later).compare(call.logits, outputs.logits)
     return PathParity(
         path=expected.config.paths[path].name,
@@ -231,7 +232,7 @@ def _compare_path(
         steps=later.largest,
         absolute=max(first.absolute, later.absolute),
         positions=first.positions + later.positions,
-        routes=routes,
+        routes=RouteParity.of(routes.layers()),
     )
 
 
@@ -253,27 +254,3 @@ def _step_inputs(
         with_experts=True,
         candidates=candidates,
     )
-
-
-def _compare_routes(
-    eager: list[Route],
-    bundle: Mapping[int, npt.NDArray[np.int32]],
-    same: npt.NDArray[np.bool_],
-) -> RouteParity:
-    """Compare the experts of every sparse layer; rows that differ are struck from `same`."""
-    total = RouteParity()
-    for route in eager:
-        layer = int(route.layer.rsplit(".", 1)[1])
-        actual = bundle[layer]
-        real = route.token_mask.numpy() & same[:, None]
-        clear = real & (route.margin().numpy() > ROUTE_MARGIN)
-        expected = np.sort(route.expert_ids.numpy(), axis=-1)
-        differs = (expected != np.sort(actual, axis=-1)).any(axis=-1)
-        total += RouteParity(
-            compared=int(clear.sum()),
-            wrong=int((differs & clear).sum()),
-            near_ties=int((real & ~clear).sum()),
-            flips=int((differs & real & ~clear).sum()),
-        )
-        same &= ~(differs & real).any(axis=1)
-    return total

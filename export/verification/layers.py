@@ -20,7 +20,8 @@ from drl.export.model.dual_router import Encoded
 from drl.export.model.path_router import keep_counts
 from drl.export.parity import relative_difference
 from drl.export.passes.tap_layers import EMBEDDING
-from drl.export.verification.comparison import RouteTally, host_floats
+from drl.export.routes import RouteTally
+from drl.export.verification.comparison import host_floats
 from drl.export.verification.eager_states import NORM, SUBLAYERS, EagerStates, forced_routes
 from drl.export.verification.graph_backend import GraphBackend
 from drl.export.verification.limits import Limits

@@ -23,7 +23,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from drl.export.parity import ROUTE_MARGIN, TOLERANCE
+from drl.export.parity import TOLERANCE
+from drl.export.routes import ROUTE_MARGIN
 
 
 @dataclass(frozen=True)

@@ -4,41 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from drl.export.routes import LayerRoutes
 from drl.export.verification.limits import Limits
-
-
-@dataclass(frozen=True)
-class LayerRoutes:
-    """The choices of experts of one sparse layer.
-
-    Attributes:
-        layer: Its name, such as `decoder.layers.1`.
-        clear: Choices whose margin exceeds 1e-3, that of the last expert chosen over the first one
-            left out; and those where an expert taken lies further back than that.
-        wrong: How many of them differ.
-        near_ties: The others.
-        flips: How many of them differ.
-        widest: The largest lead, of the last expert that the reference chose over the least
-            probable one taken, where they differ.
-    """
-
-    layer: str
-    clear: int = 0
-    wrong: int = 0
-    near_ties: int = 0
-    flips: int = 0
-    widest: float = 0.0
-
-    def __add__(self, other: "LayerRoutes") -> "LayerRoutes":
-        """Add up the counts of the same layer."""
-        return LayerRoutes(
-            self.layer,
-            self.clear + other.clear,
-            self.wrong + other.wrong,
-            self.near_ties + other.near_ties,
-            self.flips + other.flips,
-            max(self.widest, other.widest),
-        )
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from drl.export.comparison_lines import describe_quantization
 from drl.export.quantization_report import QuantizationReport
+from drl.export.routes import LayerRoutes
 from drl.export.verification.report import (
     BackendReport,
     Comparison,
     LayerReport,
-    LayerRoutes,
     PathComparison,
     PlaceError,
 )
