@@ -4,7 +4,7 @@ Within one format version fields may be added, so unknown ones are ignored; a ch
 reader would get wrong raises `FORMAT_VERSION`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -40,6 +40,18 @@ class GraphInfo:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     operators: Mapping[str, int]
+
+
+def expert_outputs(tensors: Iterable[TensorInfo], stack: str) -> dict[int, str]:
+    """Sparse layer number to the name of the output with its expert ids.
+
+    Args:
+        tensors: A graph's outputs.
+        stack: `encoder` or `decoder`.
+    """
+    prefix = f"{stack}_experts."
+    named = (tensor.name for tensor in tensors if tensor.name.startswith(prefix))
+    return {int(name.removeprefix(prefix)): name for name in named}
 
 
 @dataclass(frozen=True)

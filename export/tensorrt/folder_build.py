@@ -18,6 +18,7 @@ from drl.export.tensorrt.report import EngineReport, FolderReport
 from drl.export.tensorrt.wanted import Lowering
 from drl.runtime.backends.tensorrt.library import keeps_timings
 from drl.runtime.backends.tensorrt.manifest import EngineInfo, EngineManifest
+from drl.runtime.backends.tensorrt.runtime_cache import cache_folder
 from drl.runtime.errors import ExportError
 
 
@@ -94,7 +95,7 @@ class FolderBuild:
         wanted = self.lowering.wanted
         cache = None
         if keeps_timings(wanted.flavour):
-            folder = self.options.timing_cache or timing_cache.default_folder()
+            folder = self.options.timing_cache or cache_folder()
             cache = timing_cache.cache_file(
                 folder, wanted.flavour, wanted.library_version, self.plan.target
             )

@@ -1,15 +1,13 @@
 """What sizes engines are built for: smallest, usual and largest of each named dimension."""
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from drl.runtime.backends.tensorrt.staging import ALIGNMENT
+from drl.runtime.backends.tensorrt.sizes import position_multiple
 from drl.runtime.errors import ExportError
 from drl.runtime.manifest import CacheInfo, Limits
 
-_HALF = 2  # bytes of a key or a value
 _KEEP_DENOMINATOR = 1000  # keep ratios are whole thousandths
 _USUAL_BATCH, _MOST_BATCH = 8, 32
 _USUAL_SOURCE = 64
@@ -97,7 +95,7 @@ def fit(sizes: Sizes, limits: Limits, cache: CacheInfo) -> Dimensions:
     Raises:
         ExportError: Something does not fit; the message names everything.
     """
-    step = _capacity_step(cache)
+    step = position_multiple(cache.kv_heads, cache.head_dim)
     capacity = sizes.capacity
     if capacity is None:
         capacity = limits.max_target_length // step * step or limits.max_target_length
@@ -133,12 +131,6 @@ def fit(sizes: Sizes, limits: Limits, cache: CacheInfo) -> Dimensions:
 def kept_states(keep_ratio: float, length: int) -> int:
     """How many states of a source a path keeps: ⌈ρ·S⌉ in whole numbers, as the bridge counts."""
     return -(-round(keep_ratio * _KEEP_DENOMINATOR) * length // _KEEP_DENOMINATOR)
-
-
-def _capacity_step(cache: CacheInfo) -> int:
-    """What the positions of a cache must be a multiple of, for its rows to begin aligned."""
-    position = cache.kv_heads * cache.head_dim * _HALF
-    return ALIGNMENT // math.gcd(ALIGNMENT, position)
 
 
 def _default(usual: int, most: int) -> Range:

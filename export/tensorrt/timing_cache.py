@@ -10,12 +10,6 @@ from drl.runtime.backends.tensorrt.library import Flavour
 from drl.runtime.backends.tensorrt.manifest import folder_name
 
 
-def default_folder() -> Path:
-    """Where timing caches lie unless told otherwise: a folder of the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "drl" / "tensorrt"
-
-
 def cache_file(folder: Path, flavour: Flavour, version: str, compute_capability: str) -> Path:
     """The file for a library and a GPU: timings of others would be wrong."""
     return folder / f"{folder_name(flavour, version, compute_capability)}.timing"

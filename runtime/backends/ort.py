@@ -13,7 +13,6 @@ from drl.runtime.backends.native import native_operators
 from drl.runtime.backends.ort_session import (
     check_names,
     check_sizes,
-    expert_outputs,
     import_onnxruntime,
     names,
     open_session,
@@ -29,7 +28,7 @@ from drl.runtime.backends.protocol import (
 )
 from drl.runtime.backends.threads import choose_threads
 from drl.runtime.bundle import Bundle
-from drl.runtime.manifest import GRAPHS, GraphInfo
+from drl.runtime.manifest import GRAPHS, GraphInfo, expert_outputs
 
 _KEPT_LOGITS = 4 << 20
 _HERE = "this machine"
@@ -79,8 +78,9 @@ class OrtBackend(HostRules):
         # fp32 products are as fast as ever.
         self._ranks = told and (self._operators is not None or bundle.manifest.quantised)
         self._layers = range(bundle.manifest.cache.decoder_layers)
-        self._encoder_experts = expert_outputs(bundle.manifest.graphs["encoder"], "encoder")
-        self._decoder_experts = expert_outputs(bundle.manifest.graphs["decoder"], "decoder")
+        graphs = bundle.manifest.graphs
+        self._encoder_experts = expert_outputs(graphs["encoder"].outputs, "encoder")
+        self._decoder_experts = expert_outputs(graphs["decoder"].outputs, "decoder")
         # By path and rows per source, and for each of them by number of candidates.
         self._bindings: dict[tuple[int, int], dict[int, _Binding]] = {}
         self._logits = np.empty(0, np.float32)

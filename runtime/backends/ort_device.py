@@ -15,7 +15,6 @@ from drl.runtime.backends.ort_placement import check_placement, record_placement
 from drl.runtime.backends.ort_session import (
     check_names,
     check_sizes,
-    expert_outputs,
     open_session,
     session_options,
 )
@@ -23,7 +22,7 @@ from drl.runtime.backends.ort_target import OrtTarget
 from drl.runtime.backends.protocol import CrossAttention, Encoding, StepInputs, StepOutputs
 from drl.runtime.backends.threads import Threads
 from drl.runtime.bundle import Bundle
-from drl.runtime.manifest import GRAPHS
+from drl.runtime.manifest import GRAPHS, expert_outputs
 
 
 class OrtDeviceBackend(HostRules):
@@ -62,8 +61,9 @@ class OrtDeviceBackend(HostRules):
         self._encoder, self._bridge, self._decoder = (sessions[name] for name in GRAPHS)
         check_sizes(bundle.manifest, self._encoder, self._decoder, ranks=False)
         self._layers = range(bundle.manifest.cache.decoder_layers)
-        self._encoder_experts = expert_outputs(bundle.manifest.graphs["encoder"], "encoder")
-        self._decoder_experts = expert_outputs(bundle.manifest.graphs["decoder"], "decoder")
+        graphs = bundle.manifest.graphs
+        self._encoder_experts = expert_outputs(graphs["encoder"].outputs, "encoder")
+        self._decoder_experts = expert_outputs(graphs["decoder"].outputs, "decoder")
         # By path and rows per source, and for each of them by number of candidates.
         self._bindings: dict[tuple[int, int], dict[int, BoundStep]] = {}
 

@@ -166,13 +166,3 @@ def _tells_of_memory(message: str) -> bool:
 def names(tensors: Any) -> list[str]:
     """Names of inputs or outputs."""
     return [tensor.name for tensor in tensors]
-
-
-def expert_outputs(graph: GraphInfo, stack: str) -> dict[int, str]:
-    """Sparse layer number to the name of the output with its expert ids."""
-    prefix = f"{stack}_experts."
-    return {
-        int(tensor.name.removeprefix(prefix)): tensor.name
-        for tensor in graph.outputs
-        if tensor.name.startswith(prefix)
-    }

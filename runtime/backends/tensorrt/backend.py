@@ -25,8 +25,9 @@ from drl.runtime.backends.tensorrt.pieces import joined
 from drl.runtime.backends.tensorrt.ranking import rank
 from drl.runtime.backends.tensorrt.sizes import kept_multiple
 from drl.runtime.backends.tensorrt.sources import Bridge, Encoder
-from drl.runtime.backends.tensorrt.tensors import by_name, expert_outputs, numpy_dtype
+from drl.runtime.backends.tensorrt.tensors import by_name, numpy_dtype
 from drl.runtime.errors import BackendError
+from drl.runtime.manifest import expert_outputs
 
 
 class TensorRTBackend:
@@ -61,8 +62,7 @@ class TensorRTBackend:
             for engine, path in zip(engines.decoders, manifest.paths, strict=True)
         ]
         self._experts = [
-            {layer: item.name for layer, item in expert_outputs(e.info.outputs, "decoder").items()}
-            for e in engines.decoders
+            expert_outputs(engine.info.outputs, "decoder") for engine in engines.decoders
         ]
         self._bound: dict[tuple[int, int], tuple[StepInputs, list[Bound]]] = {}
         past = by_name(engines.decoders[0].info.inputs)[f"past_k.{manifest.paths[0].layers[0]}"]

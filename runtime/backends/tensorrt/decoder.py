@@ -12,8 +12,8 @@ from drl.runtime.backends.tensorrt.graphs import StepGraphs
 from drl.runtime.backends.tensorrt.pieces import Piece, cut
 from drl.runtime.backends.tensorrt.plan import Contexts, Plan
 from drl.runtime.backends.tensorrt.staging import ALIGNMENT, Fields, Staged
-from drl.runtime.backends.tensorrt.tensors import by_name, expert_outputs, numpy_dtype, shape_of
-from drl.runtime.manifest import PathInfo
+from drl.runtime.backends.tensorrt.tensors import by_name, numpy_dtype, shape_of
+from drl.runtime.manifest import PathInfo, expert_outputs
 
 _FROM_HOST = ("tokens", "lengths", "new_lengths")
 _TO_HOST = ("normalisers", "top_values", "top_ids")
@@ -37,7 +37,7 @@ class StepBuffers:
     ) -> None:
         self._device = plan.device
         tensors = by_name((*engine.info.inputs, *engine.info.outputs))
-        experts = [item.name for item in expert_outputs(engine.info.outputs, "decoder").values()]
+        experts = expert_outputs(engine.info.outputs, "decoder").values()
         count, new = shapes["tokens"]
         rows = f"a step of {count} rows with {new} tokens"
 

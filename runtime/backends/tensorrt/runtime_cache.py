@@ -15,11 +15,16 @@ from drl.runtime.backends.tensorrt.manifest import EngineManifest
 _MEND = "set XDG_CACHE_HOME to a folder that can be written"
 
 
-def cache_file(engines: EngineManifest) -> Path:
-    """Where the kernels of engines are kept: in the user's cache, by what they depend on."""
+def cache_folder() -> Path:
+    """Where what TensorRT may find again is kept unless told otherwise: in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "drl" / "tensorrt"
-    return folder / f"{engines.folder_name}-{engines.bundle[:16]}-{engines.precision}.kernels"
+    return Path(base) / "drl" / "tensorrt"
+
+
+def cache_file(engines: EngineManifest) -> Path:
+    """Where the kernels of engines are kept, by what they depend on."""
+    name = f"{engines.folder_name}-{engines.bundle[:16]}-{engines.precision}.kernels"
+    return cache_folder() / name
 
 
 class RuntimeCache:

@@ -30,8 +30,17 @@ def kept_multiple(heads: int, head_dim: int) -> int:
         heads: Of keys and values, N.
         head_dim: Width of a head, h.
     """
-    state = heads * head_dim * _HALF
-    return math.lcm(_KEPT_MULTIPLE, ALIGNMENT // math.gcd(ALIGNMENT, state))
+    return math.lcm(_KEPT_MULTIPLE, position_multiple(heads, head_dim))
+
+
+def position_multiple(heads: int, head_dim: int) -> int:
+    """What positions must be a multiple of for keys and values of the next row to begin aligned.
+
+    Args:
+        heads: Of keys and values, N.
+        head_dim: Width of a head, h.
+    """
+    return ALIGNMENT // math.gcd(ALIGNMENT, heads * head_dim * _HALF)
 
 
 @dataclass(frozen=True)
@@ -109,13 +118,12 @@ class EngineSizes:
     def _check_cache(self, manifest: Manifest) -> None:
         """Rows of a cache must begin where TensorRT takes tensors."""
         cache = manifest.cache
-        values = self.capacity * cache.kv_heads * cache.head_dim
-        if values * _HALF % ALIGNMENT:
-            step = ALIGNMENT // _HALF
+        step = position_multiple(cache.kv_heads, cache.head_dim)
+        if self.capacity % step:
             raise BackendError(
-                f"a cache of {self.capacity} positions has rows of {values} values and TensorRT "
-                f"takes multiples of {step}; run `{self._with('--cache', 'POSITIONS')}` with "
-                "another number"
+                f"a cache of {self.capacity} positions is no multiple of {step}, which TensorRT "
+                f"needs with {cache.kv_heads} heads of {cache.head_dim}; run "
+                f"`{self._with('--cache', 'POSITIONS')}` with another number"
             )
 
 

@@ -12,13 +12,8 @@ from drl.runtime.backends.protocol import CrossAttention, Encoding
 from drl.runtime.backends.tensorrt.contexts import LoadedEngine
 from drl.runtime.backends.tensorrt.plan import Contexts, Plan
 from drl.runtime.backends.tensorrt.staging import Fields, Staged
-from drl.runtime.backends.tensorrt.tensors import (
-    by_name,
-    expert_outputs,
-    numpy_dtype,
-    shape_of,
-)
-from drl.runtime.manifest import CacheInfo, PathInfo
+from drl.runtime.backends.tensorrt.tensors import by_name, numpy_dtype, shape_of
+from drl.runtime.manifest import CacheInfo, PathInfo, expert_outputs
 
 
 class SourceGraph:
@@ -121,7 +116,7 @@ class Encoder(SourceGraph):
             "budget": budget,
         }
         host: dict[str, Array] = {n: array for n, array in given.items() if n in self._inputs}
-        experts = {layer: item.name for layer, item in self._experts.items() if with_experts}
+        experts = self._experts if with_experts else {}
         wanted = [name for name in ("path_logits",) if name in self._outputs]
         wanted += experts.values()
         on_device, on_host = [], []

@@ -23,13 +23,3 @@ def shape_of(tensor: TensorInfo, dims: Mapping[str, int]) -> tuple[int, ...]:
 def by_name(tensors: Iterable[TensorInfo]) -> dict[str, TensorInfo]:
     """Tensors by their names."""
     return {tensor.name: tensor for tensor in tensors}
-
-
-def expert_outputs(tensors: Iterable[TensorInfo], stack: str) -> dict[int, TensorInfo]:
-    """Sparse layer number to the output with its expert ids."""
-    prefix = f"{stack}_experts."
-    return {
-        int(tensor.name.removeprefix(prefix)): tensor
-        for tensor in tensors
-        if tensor.name.startswith(prefix)
-    }

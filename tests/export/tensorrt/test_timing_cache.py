@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from drl.export.tensorrt import timing_cache
 from drl.export.tensorrt.engine_process import EngineProcesses
-from drl.export.tensorrt.timing_cache import cache_file, default_folder, load, save
+from drl.export.tensorrt.timing_cache import cache_file, load, save
 from tests.export.tensorrt import rtx_as_tensorrt
 from tests.export.tensorrt.small_graphs import deep, linear
 from tests.export.tensorrt.test_engine_process import make_job, stop_when_told
@@ -114,11 +113,7 @@ def test_a_write_that_fails_leaves_the_earlier_file(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["cache", "cache.lock"]
 
 
-def test_it_belongs_to_a_flavour_a_version_and_a_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "drl" / "tensorrt"
+def test_it_belongs_to_a_flavour_a_version_and_a_gpu(tmp_path: Path) -> None:
     names = {
         cache_file(tmp_path, "tensorrt", version, target).name
         for version in ("11.0.0.9", "11.1.0.1")
@@ -126,8 +121,6 @@ def test_it_belongs_to_a_flavour_a_version_and_a_gpu(
     }
     assert len(names) == 4
     assert "tensorrt-11.0.0.9-sm89.timing" in names
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert timing_cache.default_folder() == Path.home() / ".cache" / "drl" / "tensorrt"
 
 
 def test_a_build_process_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from drl.runtime.backends.tensorrt.runtime_cache import cache_folder
 from tests.runtime.backends.tensorrt.fake_engines import open_fake
 from tests.runtime.backends.tensorrt.fake_tensorrt import RuntimeCache, RuntimeConfig
 
@@ -98,3 +99,9 @@ def test_kernels_are_kept_in_the_device_s_order(
     with opened.engine() as engine:
         engine.generate([[5, 6, 7]], path="fast", max_new_tokens=3)
     assert depths == [1]
+
+
+def test_it_lies_in_the_users_cache(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_folder() == cache_home / "drl" / "tensorrt"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "drl" / "tensorrt"
