@@ -8,9 +8,8 @@ import onnxscript
 
 from drl.export.passes.tracing import constant, expand
 from drl.plugins.ops import DOMAIN
+from drl.plugins.ops.select_states import BLOCKED
 
-ABSENT = -1e4
-"""Bias of a state that a row does not keep."""
 THOUSANDTHS = 1000
 
 
@@ -94,4 +93,4 @@ def _is_best(
 
 def _bias(op: onnxscript.OpBuilder, wanted: Any, saliency: Any) -> Any:
     """Log sigmoid of the saliency, or the bias of what is absent."""
-    return op.Where(wanted, op.Neg(op.Softplus(op.Neg(saliency))), ABSENT)
+    return op.Where(wanted, op.Neg(op.Softplus(op.Neg(saliency))), BLOCKED)
