@@ -116,9 +116,14 @@ def _random(
     generator: np.random.Generator, shape: tuple[int, ...], dtype: "np.dtype[Any]"
 ) -> Array:
     """Random values as a cache holds them."""
-    if dtype == np.int8:  # scales lie among them, and such a byte of one makes it a small number
-        return generator.integers(1, 100, shape, np.int8)
-    values = generator.standard_normal(shape).astype(np.float32)
+    if dtype == np.int8:
+        # Here, since it takes `onnxscript`, which a machine that only runs bundles may lack.
+        from drl.plugins.ops.state_rows import SCALE_BYTES, quantize_states
+
+        return quantize_states(
+            generator.standard_normal((*shape[:-1], shape[-1] - SCALE_BYTES), np.float32)
+        )
+    values = generator.standard_normal(shape, np.float32)
     if dtype == np.uint16:  # bfloat16: the upper half of a float32
         return (values.view(np.uint32) >> 16).astype(np.uint16)
     return values.astype(dtype)

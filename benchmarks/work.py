@@ -80,9 +80,7 @@ def count_work(
     in_use = experts_in_use or 0.0
     products = [(each, float(each.elements)) for each in common if each.is_matrix]
     products += [(w, path.experts_per_token * w.elements / e) for w, e in stacked if w.is_matrix]
-    cache = manifest.cache
-    width = {"float32": 4, "int8": 1}.get(cache.dtype, 2)
-    state = 2 * len(path.layers) * cache.kv_heads * cache.row_width * width
+    state = len(path.layers) * manifest.cache.position_bytes
     kept = math.ceil(round(path.keep_ratio * 1000) * cell.source / 1000)
     return Work(
         weight_bytes=sum(each.bytes for each in common),

@@ -13,7 +13,8 @@ from drl.runtime.fields import Document, Fields
 
 FORMAT = "drl-bundle"
 FORMAT_VERSION = 1
-CACHE_DTYPES = ("float32", "float16", "int8")
+CACHE_DTYPES = {"float32": 4, "float16": 2, "int8": 1}
+"""Types of keys and values, and their bytes."""
 GRAPHS = ("encoder", "bridge", "decoder")
 PRECISIONS = ("fp32", "int8", "int8-block", "int4", "int4+int8-head")
 _QUANTISED = "drl.Quantized"
@@ -110,6 +111,11 @@ class CacheInfo:
         """Elements of a head at one position."""
         return self.head_dim + self.scale_bytes
 
+    @property
+    def position_bytes(self) -> int:
+        """Bytes that one layer's keys and values take at one position."""
+        return 2 * self.kv_heads * self.row_width * CACHE_DTYPES[self.dtype]
+
 
 @dataclass(frozen=True)
 class FileInfo:
@@ -158,7 +164,8 @@ def _wrong(place: str, label: str, value: object) -> DrlError:
     return _DOCUMENT.wrong(place, label, value)
 
 
-def _either(values: tuple[str, ...]) -> str:
+def _either(choices: Iterable[str]) -> str:
+    values = tuple(choices)
     return f"{', '.join(values[:-1])} or {values[-1]}"
 
 

@@ -1,28 +1,28 @@
 """Milliseconds of a decoding step: DRL's backends beside Transformers, eager and compiled.
 
 Run `python -m drl.benchmarks.gpu.decode_step BUNDLE --checkpoint FOLDER`; README.md beside this
-file has the commands. What is missing on this machine is told and left out.
+file has the commands. What does not work on this machine is told and left out.
 """
 
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from drl.runtime import Engine, GenerationConfig
+from drl.benchmarks.cells import Cell, random_sources
+from drl.runtime import Bundle, Engine, GenerationConfig
 from drl.runtime.errors import DrlError
 
 DEVICES = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 PEERS = ("eager", "compiled")
 _NEW = 64
-_FIRST_ID = 3  # ids below are special tokens
 
 Generate = Callable[[list[list[int]], int], Any]
 """Generates exactly so many tokens for each source, and waits until they are there."""
@@ -51,23 +51,25 @@ def step_milliseconds(generate: Generate, sources: list[list[int]], repeats: int
     return 1e3 * statistics.median(differences) / (_NEW - 1)
 
 
-def drl_engine(bundle: Path, device: str, path: str, largest: int) -> Generate:
-    """An engine of this project.
+@contextmanager
+def drl_engine(bundle: Path, device: str, path: str, largest: int) -> Iterator[Generate]:
+    """An engine of this project, closed at the end.
 
     Raises:
         DrlError: The device, its library or the bundle's engines for it are missing.
     """
-    engine = Engine.from_bundle(bundle, device=device, max_batch_size=largest)
 
     def generate(sources: list[list[int]], new: int) -> Any:
         config = GenerationConfig(max_new_tokens=new, min_new_tokens=new, logprobs=False)
         return engine.generate(sources, config, path=path)
 
-    return generate
+    with Engine.from_bundle(bundle, device=device, max_batch_size=largest) as engine:
+        yield generate
 
 
-def transformers_engine(checkpoint: Path, mode: str, dtype: str) -> Generate:
-    """Transformers on the GPU.
+@contextmanager
+def transformers_engine(checkpoint: Path, mode: str, dtype: str) -> Iterator[Generate]:
+    """Transformers on the GPU, whose memory is given back at the end.
 
     Raises:
         ImportError: PyTorch or Transformers is missing.
@@ -96,7 +98,9 @@ def transformers_engine(checkpoint: Path, mode: str, dtype: str) -> Generate:
             )
         return rows.cpu()
 
-    return generate
+    yield generate
+    model.to("cpu")
+    torch.cuda.empty_cache()
 
 
 def table(results: list[Timed]) -> str:
@@ -135,7 +139,7 @@ def main(
 ) -> None:
     """Time greedy decoding steps of a bundle on every backend that works here."""
     batches = [int(size) for size in batch.split(",")]
-    engines: list[tuple[str, Callable[[], Generate]]] = [
+    engines: list[tuple[str, Callable[[], AbstractContextManager[Generate]]]] = [
         (f"drl {device}", partial(drl_engine, bundle, device, path, max(batches)))
         for device in devices.split(",")
     ]
@@ -144,19 +148,19 @@ def main(
             (f"transformers {mode}", partial(transformers_engine, checkpoint, mode, dtype))
             for mode in PEERS
         ]
+    words = Bundle.load(bundle).manifest.limits.vocab_size
     results: list[Timed] = []
     skipped: dict[str, str] = {}
     for name, load in engines:
         try:
-            generate = load()
+            with load() as generate:
+                for size in batches:
+                    sources = random_sources(Cell(size, source, _NEW, path), words, seed=0)
+                    taken = step_milliseconds(generate, sources, repeats)
+                    results.append(Timed(name, size, taken))
         except (DrlError, ImportError, RuntimeError) as error:
             skipped[name] = " ".join(str(error).split())
             click.echo(f"SKIPPED {name}: {skipped[name]}", err=True)
-            continue
-        for size in batches:
-            ids = np.random.default_rng(0).integers(_FIRST_ID, 1000, (size, source))
-            taken = step_milliseconds(generate, ids.tolist(), repeats)
-            results.append(Timed(name, size, taken))
     if not results:
         raise click.ClickException("none of the engines works here; see above")
     click.echo(table(results))

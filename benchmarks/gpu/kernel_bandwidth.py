@@ -21,8 +21,8 @@ EXPERTS = 8
 WIDTHS = (512, 2048)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 WEIGHTS = ("fp16", "bf16", "int8")
-# Layers that take turns, so that a layer's weights have left the second-level cache when its turn
-# comes again: together they are larger than any.
+# Layers take turns, so that what one reads has left the second-level cache when its turn comes
+# again: together they read more than any of these caches holds.
 _AT_LEAST = 512 << 20
 
 
@@ -84,8 +84,7 @@ def measure(cupy: Any, launch: Launcher, layer: Layer, bandwidth: float) -> list
     order = np.argsort(random.random((layer.batch, EXPERTS)), axis=-1)[:, : layer.k]
     ids = order.astype(np.int32)[:, None]
     experts = layer.used_experts(ids)
-    size = EXPERTS * 4 * layer.width**2 * (1 if layer.weights == "int8" else 2)
-    copies = -(-_AT_LEAST // size)
+    copies = -(-_AT_LEAST // layer.bytes_touched(experts))
     results = []
     makers: dict[str, Callable[..., Call]] = {"inner": _inner_call, "combine": _combine_call}
     for name, maker in makers.items():

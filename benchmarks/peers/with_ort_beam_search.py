@@ -1,5 +1,6 @@
 """ONNX Runtime's own generation: encoder and decoder inside one `BeamSearch` operator, in fp32."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ class Peer:
         self._session: Any = None
 
     def prepare(self, checkpoint: str, scratch: str) -> None:
-        """Export the checkpoint with the scripts that ONNX Runtime ships, for its CPU provider."""
+        """Export the checkpoint with the scripts that ONNX Runtime ships, for its CPU provider.
+
+        Raises:
+            ValueError: It is no T5. The scripts would take its kin for T5, and leave out what T5
+                lacks, such as the experts of Switch Transformers.
+        """
+        kind = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8"))["model_type"]
+        if kind != "t5":
+            raise ValueError(f"its scripts convert T5, and this model is {kind}")
         from onnxruntime.transformers import convert_generation
         from onnxruntime.transformers.models.t5.convert_to_onnx import export_onnx_models
 

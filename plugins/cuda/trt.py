@@ -111,7 +111,11 @@ class _Plugin:
         signature = inspect.Signature(parameters, return_annotation=returns)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            return function(signature.bind(*args, **kwargs).arguments)
+            given = signature.bind(*args, **kwargs).arguments
+            # The parser hands over a string with the zero that ends it in C.
+            return function(
+                {n: v.rstrip("\0") if isinstance(v, str) else v for n, v in given.items()}
+            )
 
         call.__signature__ = signature  # type: ignore[attr-defined]
         return call

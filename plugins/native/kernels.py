@@ -291,7 +291,7 @@ class Kernels:
         q, k, v = (_contiguous(array, np.float32) for array in (q, k, v))
         lengths, bias = _contiguous(lengths, np.int32), _optional(bias)
         rows, kv_heads, capacity, stored = keys.shape
-        rounded = keys.dtype == np.int8
+        rounded = _are_rounded(keys, values)
         tokens, width = q.shape[1], stored - abi.SCALE_BYTES if rounded else stored
         slots = int(lengths.max(initial=0)) + tokens
         _expect("q", q, (rows, tokens, num_heads * width))
@@ -302,10 +302,8 @@ class Kernels:
         bias_rows = 0 if bias is None else len(bias)
         _expect("bias", bias, (bias_rows, num_heads, tokens, slots))
         for name, side in (("keys", keys), ("values", values)):
-            if side.dtype != (np.int8 if rounded else np.float32) or not side.flags.c_contiguous:
-                raise NativeLibraryError(
-                    f"{name} must be a contiguous array of float32, or both of them of int8"
-                )
+            if not side.flags.c_contiguous:
+                raise NativeLibraryError(f"{name} must be contiguous: they are written in place")
         y = np.empty_like(q)
         call = (abi.QuantizedCachedAttention if rounded else abi.CachedAttention)(
             *(rows, tokens, num_heads, kv_heads, width, capacity),
@@ -332,7 +330,7 @@ class Kernels:
 
         With keys and values of int8, `[R, N, K, h + 2]`, it is `QuantizedCrossAttention`.
         """
-        rounded = keys.dtype == np.int8
+        rounded = _are_rounded(keys, values)
         q, bias = _contiguous(q, np.float32), _contiguous(bias, np.float32)
         keys, values = (_contiguous(a, np.int8 if rounded else np.float32) for a in (keys, values))
         sources, kv_heads, states, stored = keys.shape
@@ -517,6 +515,15 @@ def _contiguous(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
 
 def _optional(array: Float32 | None) -> Float32 | None:
     return None if array is None else np.ascontiguousarray(array, np.float32)
+
+
+def _are_rounded(keys: Float32 | Int8, values: Float32 | Int8) -> bool:
+    """Whether keys and values are int8, which both of them must be, or both float32."""
+    if keys.dtype != values.dtype or keys.dtype not in (np.float32, np.int8):
+        raise NativeLibraryError(
+            f"keys and values must be float32 or int8, both, got {keys.dtype} and {values.dtype}"
+        )
+    return keys.dtype == np.int8
 
 
 def _expect(name: str, array: NDArray[Any] | None, shape: tuple[int, ...]) -> None:

@@ -28,7 +28,7 @@ _STEPS = 256  # of the mantissa
 
 
 def quantize_states(x: Float32) -> Int8:
-    """Round every head to int8: scale = max|x| / 127, rounded up to 16 bits, q = x / scale.
+    """Round every head to int8: scale = max|x| / 127, rounded up to 16 bits, q = x · (1 / scale).
 
     q is rounded to the nearest, ties to even. A head whose largest magnitude is below 2⁻¹¹⁹ counts
     as zeros. One that holds NaN or infinity has the scale NaN.

@@ -62,11 +62,12 @@ class OrtBackend(HostRules):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__(bundle.manifest.cache.dtype)
-        # The canonical form multiplies by masked entries, where the lowered one leaves them out.
-        self.reads_behind = bundle.manifest.target == "portable"
         self._threads = choose_threads(threads)
         self._ort = import_onnxruntime()
         self._operators = native_operators(bundle.manifest, self._ort.__version__)
+        # Bodies of operators multiply by masked entries, which kernels leave out.
+        bodies = self._operators is None and bundle.manifest.quantised
+        self.reads_behind = bundle.manifest.target == "portable" or bodies
         self._manifest = bundle.manifest
         self._encoder, self._bridge, self._decoder = (
             self._open(bundle.graph_file(name), bundle.manifest.graphs[name]) for name in GRAPHS

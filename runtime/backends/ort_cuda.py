@@ -38,8 +38,8 @@ def open_ort_cuda(bundle: Bundle, index: int = 0, threads: int | None = None) ->
         bundle.canonical_file(graph)
     device = open_gpu(index)
     onnxruntime = import_onnxruntime()
-    check_provider(onnxruntime)
     said = _load_libraries(onnxruntime)
+    check_provider(onnxruntime)
     options = {
         "device_id": str(index),
         "user_compute_stream": str(device.stream),

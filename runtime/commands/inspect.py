@@ -57,7 +57,7 @@ def _overview(bundle: Bundle) -> str:
             ("tokenizer", "yes" if bundle.tokenizer_file else "no: prompts are token ids"),
             ("longest source", f"{limits.max_source_length} tokens"),
             ("longest target", f"{limits.max_target_length} tokens"),
-            ("cache per token", file_size(_cache_bytes(manifest)) + " on the longest path"),
+            ("cache per token", f"{_cache_per_token(manifest)} on the longest path"),
         ]
     )
 
@@ -72,12 +72,10 @@ def _weight_bytes(manifest: Manifest) -> int:
     )
 
 
-def _cache_bytes(manifest: Manifest) -> int:
-    """Bytes of self-attention keys and values that one token of one sequence takes."""
-    cache = manifest.cache
+def _cache_per_token(manifest: Manifest) -> str:
+    """What self-attention keys and values of one token of one sequence take."""
     layers = max(len(path.layers) for path in manifest.paths)
-    width = {"int8": 1, "float16": 2, "bfloat16": 2}.get(cache.dtype, 4)
-    return 2 * layers * cache.kv_heads * cache.row_width * width
+    return f"{file_size(layers * manifest.cache.position_bytes)} of {manifest.cache.dtype}"
 
 
 def _model(manifest: Manifest) -> str:

@@ -22,8 +22,8 @@ inline float scale_of(const int8_t* row, size_t width) {
   return from_bits(static_cast<int32_t>((high << 8 | low) << kScaleShift));
 }
 
-// scale = max|x| / 127, rounded up, and q = round(x / scale). A row with NaN or infinity gets scale
-// NaN and q = 0; one whose largest magnitude is below kSmallestMagnitude gets 0.
+// scale = max|x| / 127, rounded up, and q = round(x * (1 / scale)). A row with NaN or infinity gets
+// scale NaN and q = 0; one whose largest magnitude is below kSmallestMagnitude gets 0.
 void quantize_state(const float* x, size_t width, int8_t* row) {
   const int32_t bits = largest_magnitude(x, width, Unchanged{});
   uint32_t code = 0;

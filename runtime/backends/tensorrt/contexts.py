@@ -130,10 +130,12 @@ class LoadedEngine:
                     f"cannot make a context of {self.name}", library.remedy
                 )
             context.set_device_memory(activations.address, activations.size)
-            if not context.set_optimization_profile_async(profile, library.device.stream):
+            try:
+                context.set_optimization_profile_async(profile, library.device.stream)
+            except RuntimeError as error:  # what the binding makes of a refusal
                 raise library.messages.failure(
-                    f"cannot take profile {profile} of {self.name}", library.remedy
-                )
+                    f"cannot take profile {profile} of {self.name}: {error}", library.remedy
+                ) from error
         return Context(library, self.name, context, activations)
 
     def _new_context(self, captures: bool) -> Any:

@@ -290,9 +290,10 @@ def _result(kernel: str, ptx: bytes, launch: Any, setter: _Sizes, types: Any, sh
 
 
 def _field(name: str, value: Any) -> PluginField:
-    """A field as the parser makes it of a node's attribute."""
+    """A field as the parser makes it of a node's attribute: a string ends in a zero, as in C."""
     if isinstance(value, str):
-        return PluginField(name, np.frombuffer(value.encode(), np.int8), PluginFieldType.CHAR)
+        text = np.frombuffer(value.encode() + b"\0", np.int8)
+        return PluginField(name, text, PluginFieldType.CHAR)
     return PluginField(name, np.array([value], np.int64), PluginFieldType.INT64)
 
 

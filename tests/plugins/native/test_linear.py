@@ -201,9 +201,12 @@ def test_huge_and_tiny_rows_keep_their_accuracy(isa: str, format: Format, scale:
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("format", ["int4", "int8-block"])
 @pytest.mark.parametrize("scale", [1e-38, 1e30])
-def test_huge_and_tiny_scales_of_the_weights_are_only_factors(isa: str, scale: float) -> None:
-    weights, x = filled("int4", 1, 40, 70), draw(5, 70, seed=1)
+def test_huge_and_tiny_scales_of_the_weights_are_only_factors(
+    isa: str, format: Format, scale: float
+) -> None:
+    weights, x = filled(format, 1, 40, 70), draw(5, 70, seed=1)
     scaled = PackedWeights(
         weights.values,
         weights.scales * np.float32(scale),

@@ -136,6 +136,8 @@ def test_a_message_gives_the_shape_that_is_needed() -> None:
     assert "multiplier must be [1, 3, 2, 32] and is [1, 3, 1, 32]" in refusal(node)
     node = changed(linear("int8-block"), "weight", np.zeros((1, 3, 1, 8, 32, 4), np.uint8))
     assert "weight must be [1, 3, 2, 8, 32, 4] and is [1, 3, 1, 8, 32, 4]" in refusal(node)
+    node = changed(linear("int4"), "weight", np.zeros((1, 3, 2, 6, 32, 4), np.uint8))
+    assert "weight must have values of 4 or 8 bits and has 6" in refusal(node)
     node = changed(linear(), "x", np.zeros(37, np.float32))
     assert "x must have 3 dimensions and is [37]" in refusal(node)
     node = changed(linear(), "x", np.zeros((3, 37), np.float32))

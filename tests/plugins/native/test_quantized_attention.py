@@ -24,6 +24,7 @@ from tests.plugins.native.sets import (
     on_threads,
 )
 from tests.plugins.native.test_attention import NEAR, WIDTHS
+from tests.plugins.native.test_library import HEADER
 from tests.plugins.ops.case import Case
 from tests.plugins.ops.cases import cached_attention_cases, cross_attention_cases
 from tests.plugins.ops.state_cases import quantize_states_cases, quantized_attention_cases
@@ -36,6 +37,7 @@ CROSS_CASES = list(quantized_attention_cases(list(cross_attention_cases())))
 
 def test_all_say_the_same_of_where_a_scale_lies() -> None:
     assert SCALE_BYTES == state_rows.SCALE_BYTES
+    assert f"#define DRL_SCALE_BYTES {SCALE_BYTES}\n" in HEADER.read_text()
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -274,9 +276,10 @@ def test_a_cache_without_room_is_refused_and_left_as_it_was() -> None:
     np.testing.assert_array_equal(values, full.values)
 
 
-def test_keys_and_values_of_two_types_are_refused() -> None:
-    call = Cached.random((3, 5))
+@pytest.mark.parametrize("kind", [Cached, Cross])
+def test_keys_and_values_of_two_types_are_refused(kind: type[Cached] | type[Cross]) -> None:
+    call = kind.random((3, 5))
     rounded = call.rounded()
     for keys, values in ((call.keys, rounded.values), (rounded.keys, call.values)):
-        with pytest.raises(NativeLibraryError, match="must be"):
+        with pytest.raises(NativeLibraryError, match="must be float32 or int8, both, got"):
             replace(call, keys=keys, values=values).run(Kernels())

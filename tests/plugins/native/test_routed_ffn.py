@@ -204,9 +204,10 @@ def test_all_tokens_may_choose_one_expert_or_none(
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_up_and_down_may_have_different_formats(isa: str) -> None:
+@pytest.mark.parametrize("format", ["int4", "int8-block"])
+def test_up_and_down_may_have_different_formats(isa: str, format: Format) -> None:
     inputs, weights = layer(3, 20, 48, 80, 4, 2)
-    mixed = dataclasses.replace(weights, down=filled("int4", 4, 48, 80))
+    mixed = dataclasses.replace(weights, down=filled(format, 4, 48, 80))
     expected = by_linears(kernels(isa), inputs, mixed, "silu_glu")
     assert same_bits(run(kernels(isa), inputs, mixed, "silu_glu"), expected)
 

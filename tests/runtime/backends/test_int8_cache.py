@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from drl.export import ExportOptions, export
+from drl.export.options import KvCache
 from drl.plugins.native import NativeLibrary
 from drl.plugins.ops.state_rows import dequantize_states
 from drl.runtime import Bundle, BundleError, Engine
@@ -165,6 +166,31 @@ def test_without_the_library_the_bodies_give_the_same(
         assert off.max() < 0.1
 
 
+@pytest.mark.parametrize("kv_cache", ["fp32", "int8"])
+def test_without_the_library_no_sequence_reads_what_another_left(
+    kv_cache: KvCache, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bodies multiply by masked entries, and 0 times NaN is NaN."""
+    options = ExportOptions(precision="int8", kv_cache=kv_cache, verify=False)
+    export(tiny_checkpoint, tmp_path / "bundle", options)
+    monkeypatch.setattr(native, "find_library", lambda: MISSING)
+    remove = KVCache.remove
+
+    def overflowed(cache: KVCache, slots: list[int]) -> list[tuple[int, int]]:
+        for slot in slots:
+            rows = slice(slot * cache.width, (slot + 1) * cache.width)
+            cache._memory[:, :, rows] = -1 if kv_cache == "int8" else np.nan
+        return remove(cache, slots)
+
+    with pytest.warns(RuntimeWarning, match="many times slower"):
+        opened = Engine.from_bundle(tmp_path / "bundle", threads=1, max_batch_size=2)
+    with opened as engine:
+        expected = generate(engine, path="full")
+        monkeypatch.setattr(KVCache, "remove", overflowed)
+        for found, one in zip(generate(engine, path="full"), expected, strict=True):
+            assert_same(found, one)
+
+
 @needs_library
 @pytest.mark.parametrize(
     "wrong", [{"scale_bytes": 0}, {"dtype": "float32"}, {"head_dim": TINY.head_dim + 2}]
@@ -181,4 +207,4 @@ def test_inspection_counts_its_bytes(folder: Path) -> None:
     layers = len(TINY.paths[-1].layers)
     expected = 2 * layers * TINY.kv_heads * (TINY.head_dim + 2)
     done = CliRunner().invoke(inspect, [str(folder)])
-    assert f"{expected} B on the longest path" in done.stdout
+    assert f"{expected} B of int8 on the longest path" in done.stdout

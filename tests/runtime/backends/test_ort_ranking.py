@@ -22,7 +22,7 @@ from tests.runtime.comparing import assert_same
 MISSING = NativeLibrary(None, "the native kernels were not built; install DRL again")
 
 
-@pytest.fixture(scope="module", params=["fp32", "int8"])
+@pytest.fixture(scope="module", params=["fp32", "int8", "int8-block"])
 def bundle(
     request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

@@ -35,6 +35,9 @@ struct QuantizedGather {
     }
     const drl_weights weights =
         read_weights(call, {kWeight, kScale, kMultiplier}, 1, columns, depth);
+    if (weights.format == DRL_FORMAT_INT4) {
+      call.failure().say("%s must have values of 8 bits and has 4", call.name(kWeight));
+    }
     float* y = call.output<float>(0, {batch, steps, depth});
     if (call.ok() && count > 0) call.check(drl_gather_rows(&weights, ids, count, y));
   }

@@ -36,7 +36,11 @@ inline drl_weights read_weights(Call& call, const WeightInputs& inputs, int64_t 
   weights.format = DRL_FORMAT_INT8;
   if (weights.multipliers != nullptr) {
     const Tensor given = call.tensor(inputs.values);
-    const int64_t bits = given.rank == 6 && given.dims[3] == 8 ? 8 : 4;
+    const int64_t bits = given.rank == 6 ? given.dims[3] : 4;
+    if (bits != 4 && bits != 8) {
+      call.failure().say("%s must have values of 4 or 8 bits and has %" PRId64,
+                         call.name(inputs.values), bits);
+    }
     values = {matrices, panels, blocks, bits, kPanel, kQuad};
     weights.format = bits == 8 ? DRL_FORMAT_INT8_BLOCK : DRL_FORMAT_INT4;
   }

@@ -224,7 +224,7 @@ class Context:
         assert stream == self._device.stream
         self._changed()
         if not 0 <= profile < self.engine.num_optimization_profiles:
-            return self._refuse(f"there is no profile {profile}")
+            raise RuntimeError("Error in set optimization profile async.")
         self.profile = profile
         self.shapes.clear()
         return True
