@@ -116,6 +116,18 @@ class RoutedFfn(ctypes.Structure):
     )
 
 
+class FloatRoutedFfn(ctypes.Structure):
+    """`drl_float_routed_ffn`."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("tokens", "choices", "experts", "width", "inner")),
+        *((name, _POINTER) for name in ("x", "expert_ids", "gates", "up", "gate", "down")),
+        *((name, _POINTER) for name in ("up_bias", "gate_bias", "down_bias")),
+        ("activation", ctypes.c_int),
+        ("y", _POINTER),
+    )
+
+
 class CachedAttention(ctypes.Structure):
     """`drl_cached_attention`."""
 
@@ -184,7 +196,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "drl_gather_rows": (ctypes.c_int, (_POINTER, _POINTER, _SIZE, _POINTER)),
 }
 _OPERATORS = (
-    *("linear", "head", "float_head", "routed_ffn", "expert_route"),
+    *("linear", "head", "float_head", "routed_ffn", "float_routed_ffn", "expert_route"),
     *("cached_attention", "cross_attention"),
     *("quantized_cached_attention", "quantized_cross_attention", "quantize_states"),
 )

@@ -255,6 +255,51 @@ class Kernels:
         self._run("routed_ffn", call)
         return y
 
+    def float_routed_ffn(
+        self,
+        x: Float32,
+        expert_ids: Int32,
+        gates: Float32,
+        up: Float32,
+        down: Float32,
+        gate: Float32 | None = None,
+        up_bias: Float32 | None = None,
+        down_bias: Float32 | None = None,
+        gate_bias: Float32 | None = None,
+        *,
+        activation: str,
+    ) -> Float32:
+        """The operator `RoutedFFN` for x `[T, d]`, expert ids and gates `[T, k]`.
+
+        `up` and `gate` are `[E, d, f]`, `down` is `[E, f, d]`. The activation is one of
+        `ACTIVATIONS`, of the gate where there is one.
+        """
+        x, up, down = (_contiguous(array, np.float32) for array in (x, up, down))
+        ids, factors = _contiguous(expert_ids, np.int32), _contiguous(gates, np.float32)
+        gate, up_bias, down_bias, gate_bias = (
+            _optional(array) for array in (gate, up_bias, down_bias, gate_bias)
+        )
+        experts, width, inner = up.shape
+        _expect("x", x, (len(x), width))
+        if ids.ndim != 2 or len(ids) != len(x):
+            raise NativeLibraryError(f"expert_ids must be ({len(x)}, choices), got {ids.shape}")
+        _expect("gates", factors, ids.shape)
+        _expect("down", down, (experts, inner, width))
+        _expect("gate", gate, up.shape)
+        for name, bias in (("up_bias", up_bias), ("gate_bias", gate_bias)):
+            _expect(name, bias, (experts, inner))
+        _expect("down_bias", down_bias, (experts, width))
+        y = np.empty_like(x)
+        call = abi.FloatRoutedFfn(
+            *(*ids.shape, experts, width, inner),
+            *(abi.address(array) for array in (x, ids, factors, up, gate, down)),
+            *(abi.address(array) for array in (up_bias, gate_bias, down_bias)),
+            ACTIVATIONS[activation],
+            y.ctypes.data,
+        )
+        self._run("float_routed_ffn", call)
+        return y
+
     def gather_rows(self, ids: NDArray[np.int64], weights: "PackedWeights") -> Float32:
         """Rows of one matrix of 8 bits as floats `[..., K]`.
 

@@ -51,6 +51,14 @@ struct HeadColumns {
   size_t count;
 };
 
+// Consecutive columns of a matrix whose rows lie `stride` apart.
+struct MatrixColumns {
+  const float* weight;  // [depth, stride]
+  size_t stride;
+  size_t depth;
+  size_t count;
+};
+
 // The most rows of a head that pass over its columns together.
 constexpr size_t kMostHeadRows = 8;
 
@@ -76,6 +84,11 @@ struct AttentionKernels {
   // y[rows, stride] = (x[rows, depth] · weightᵀ) · factor + bias, for kMostHeadRows rows at most;
   // the rest of y's rows is left alone. Products are added without being rounded before.
   void (*head)(const HeadColumns& columns, const float* x, size_t rows, float* y, size_t stride);
+
+  // y[rows, stride] = x[rows, depth] · weight; the rest of y's rows is left alone. Products are added
+  // without being rounded before.
+  void (*multiply)(const MatrixColumns& matrix, const float* x, size_t rows, float* y,
+                   size_t stride);
 
   // x[count] becomes its softmax; x has room up to a multiple of kFloatLanes.
   void (*softmax)(float* x, size_t count);

@@ -26,6 +26,9 @@ struct Avx2Vector {
   static constexpr size_t kRows = 1;  // four slots of two registers each, of 16
   static constexpr size_t kHeadRows = 2;
   static constexpr size_t kHeadColumns = 2;
+  static constexpr size_t kMatrixRows = 6;  // of one vector: 12 sums
+  static constexpr size_t kMatrixVectors = 1;
+  static constexpr size_t kWideVectors = 4;
 
   __m256 low;
   __m256 high;

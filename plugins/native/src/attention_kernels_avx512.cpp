@@ -34,6 +34,9 @@ struct Avx512Vector {
   static constexpr size_t kRows = 4;  // with four slots or columns: 16 sums of 32 registers
   static constexpr size_t kHeadRows = 4;
   static constexpr size_t kHeadColumns = 4;
+  static constexpr size_t kMatrixRows = 6;  // with four vectors of columns: 24 sums
+  static constexpr size_t kMatrixVectors = 4;
+  static constexpr size_t kWideVectors = 8;
 
   __m512 all;
 

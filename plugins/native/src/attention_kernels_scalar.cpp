@@ -9,6 +9,9 @@ struct ScalarVector {
   static constexpr size_t kRows = 1;
   static constexpr size_t kHeadRows = 1;
   static constexpr size_t kHeadColumns = 1;
+  static constexpr size_t kMatrixRows = 1;
+  static constexpr size_t kMatrixVectors = 1;
+  static constexpr size_t kWideVectors = 1;
 
   float lanes[kFloatLanes];
 

@@ -4,7 +4,8 @@
 // Keys and values are float or int8; an int8 is turned into a float when it is loaded.
 //
 // A Vector holds kFloatLanes floats. It has kRows, the rows of a tile that fit in registers, and
-// kHeadRows and kHeadColumns, those of a head's tile; broadcast, load, store, +, *, multiply_add,
+// kHeadRows and kHeadColumns, those of a head's tile, kMatrixRows and kMatrixVectors of a matrix's,
+// and kWideVectors of a single row's; broadcast, load, store, +, *, multiply_add,
 // maximum, prefetch and sums of its lanes, in the order of sum_tree. in_register keeps a loaded one
 // where it is, while GCC would load it again for every product.
 #pragma once

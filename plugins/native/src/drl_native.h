@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 // Raised whenever a function or a struct of this file changes its meaning.
-#define DRL_NATIVE_ABI_VERSION 4
+#define DRL_NATIVE_ABI_VERSION 5
 // The layout of packed weights that these kernels read.
 #define DRL_PACKED_LAYOUT 2
 
@@ -191,6 +191,28 @@ typedef struct drl_routed_ffn {
 DRL_EXPORT size_t drl_routed_ffn_workspace_bytes(const drl_routed_ffn* layer);
 DRL_EXPORT drl_status drl_routed_ffn_run(const drl_routed_ffn* layer, drl_workspace workspace,
                                          const drl_execution* execution);
+
+// The operator drl.RoutedFFN itself, with float matrices as a model stores them. NaN and infinity in
+// a token go where arithmetic takes them.
+typedef struct drl_float_routed_ffn {
+  size_t tokens, choices, experts, width, inner;  // T, k, E, d, f
+  const float* x;             // [T, d]
+  const int32_t* expert_ids;  // [T, k]
+  const float* gates;         // [T, k]
+  const float* up;            // [E, d, f]
+  const float* gate;          // [E, d, f], or null
+  const float* down;          // [E, f, d]
+  const float* up_bias;       // [E, f], or null
+  const float* gate_bias;     // [E, f], or null
+  const float* down_bias;     // [E, d], or null
+  drl_activation activation;
+  float* y;  // [T, d]
+} drl_float_routed_ffn;
+
+DRL_EXPORT size_t drl_float_routed_ffn_workspace_bytes(const drl_float_routed_ffn* layer);
+DRL_EXPORT drl_status drl_float_routed_ffn_run(const drl_float_routed_ffn* layer,
+                                               drl_workspace workspace,
+                                               const drl_execution* execution);
 
 // Rows of weights of 8 bits as floats: y[i] is row ids[i] of the one matrix. An id outside
 // [0, columns) is DRL_NO_SUCH_ROW, and int4 weights are DRL_SHAPES_DIFFER.

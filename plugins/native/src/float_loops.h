@@ -3,6 +3,7 @@
 
 #include "expert_route_loops.h"
 #include "head_loops.h"
+#include "matrix_loops.h"
 
 namespace drl {
 namespace {
@@ -10,7 +11,8 @@ namespace {
 template <class Vector>
 constexpr AttentionKernels make_attention_kernels() {
   return {attend<Vector, float>, attend<Vector, int8_t>, quantize_state,
-          project<Vector>,       head<Vector>,           softmax<Vector>};
+          project<Vector>,       head<Vector>,           multiply<Vector>,
+          softmax<Vector>};
 }
 
 }  // namespace

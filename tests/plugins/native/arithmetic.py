@@ -72,6 +72,31 @@ def float_head(
         return logits if bias is None else logits + bias
 
 
+def float_routed_ffn(
+    x: Float32,
+    expert_ids: NDArray[np.int32],
+    gates: Float32,
+    up: Float32,
+    down: Float32,
+    gate: Float32 | None = None,
+    up_bias: Float32 | None = None,
+    down_bias: Float32 | None = None,
+    gate_bias: Float32 | None = None,
+) -> Float32:
+    """The routed layer of float weights with ReLU: experts are added up in ascending order."""
+    with np.errstate(all="ignore"):
+        y = np.zeros_like(x)
+        for expert in range(len(up)):
+            for token, choice in np.argwhere(expert_ids == expert):
+                row = x[token : token + 1]
+                raised = _product(row, up, up_bias, expert)
+                opened = raised if gate is None else _product(row, gate, gate_bias, expert)
+                inner = np.where(opened < 0, np.float32(0), opened)
+                inner = inner if gate is None else inner * raised
+                y[token] += gates[token, choice] * _product(inner, down, down_bias, expert)[0]
+        return y
+
+
 def largest(y: Float32, k: int) -> tuple[Float32, NDArray[np.int32]]:
     """The k largest of every row, equal ones by column, NaN last."""
     order = np.argsort(np.where(np.isnan(y), np.inf, -y), axis=1, kind="stable")
@@ -93,6 +118,14 @@ def same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
         return False
     both = np.isnan(a) & np.isnan(b)
     return bool(((a.view(np.int32) == b.view(np.int32)) | both).all())
+
+
+def _product(x: Float32, weight: Float32, bias: Float32 | None, expert: int) -> Float32:
+    """x `[M, K]` times `[K, N]` of an expert, one fused multiply-add after the other, and bias."""
+    total = np.zeros((len(x), weight.shape[2]), np.float32)
+    for k in range(x.shape[1]):
+        total = _multiply_add(x[:, k, None], weight[expert, k], total)
+    return total if bias is None else total + bias[expert]
 
 
 def _totals(values: NDArray[np.int8], weights: PackedWeights, matrix: int) -> Float32:

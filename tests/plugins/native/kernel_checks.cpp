@@ -231,6 +231,41 @@ void check_routed(size_t experts, size_t inner, size_t width, size_t tokens, siz
   }
 }
 
+// Weights that follow the last ones are asked for ahead, and must not be read.
+void check_float_routed(size_t experts, size_t inner, size_t width, size_t tokens, size_t choices) {
+  const bool gated = below(2) == 0;
+  const std::vector<float> up = draw(experts * width * inner), gate = draw(up.size());
+  const std::vector<float> down = draw(up.size()), x = draw(tokens * width);
+  const std::vector<float> gates = draw(tokens * choices), bias = draw(experts * (inner + width));
+  std::vector<int32_t> ids(tokens * choices);
+  for (int32_t& id : ids) id = static_cast<int32_t>(below(experts + 1)) - 1;
+  std::vector<float> first;
+  for (const drl_execution& execution : executions()) {
+    std::vector<float> y(tokens * width);
+    drl_float_routed_ffn call{};
+    call.tokens = tokens;
+    call.choices = choices;
+    call.experts = experts;
+    call.width = width;
+    call.inner = inner;
+    call.x = x.data();
+    call.expert_ids = ids.data();
+    call.gates = gates.data();
+    call.up = up.data();
+    if (gated) call.gate = gate.data();
+    call.down = down.data();
+    call.up_bias = call.gate_bias = bias.data();
+    call.down_bias = bias.data() + experts * inner;
+    call.activation = DRL_ACTIVATION_GELU;
+    call.y = y.data();
+    Memory memory(drl_float_routed_ffn_workspace_bytes(&call));
+    require(drl_float_routed_ffn_run(&call, memory.workspace(), &execution) == DRL_OK,
+            "float routed layer");
+    if (first.empty()) first = y;
+    require(same(y, first), "float routed layer: the same bits everywhere");
+  }
+}
+
 void check_gather(size_t columns, size_t depth) {
   const Packed packed(below(2) == 0 ? DRL_FORMAT_INT8 : DRL_FORMAT_INT8_BLOCK, 1, columns, depth);
   std::vector<int64_t> ids(20);
@@ -245,6 +280,45 @@ void check_gather(size_t columns, size_t depth) {
   ids[7] = static_cast<int64_t>(columns);
   require(drl_gather_rows(&weights, ids.data(), ids.size(), y.data()) == DRL_NO_SUCH_ROW,
           "gather: no such row");
+}
+
+void check_float_routed_refusals(const drl_execution& execution) {
+  const std::vector<float> numbers = draw(2 * 5 * 7), before = draw(7);
+  std::vector<float> y = before;
+  int32_t id = 1;
+  drl_float_routed_ffn call{};
+  call.tokens = call.choices = 1;
+  call.experts = 2;
+  call.width = 7;
+  call.inner = 5;
+  call.x = call.gates = call.up = call.down = numbers.data();
+  call.expert_ids = &id;
+  call.y = y.data();
+  Memory enough(drl_float_routed_ffn_workspace_bytes(&call));
+  Memory small(drl_float_routed_ffn_workspace_bytes(&call) - 1);
+  require(drl_float_routed_ffn_run(&call, small.workspace(), &execution) ==
+              DRL_WORKSPACE_TOO_SMALL,
+          "a workspace that is too small");
+  for (int odd = 0; odd < 8; ++odd) {
+    drl_float_routed_ffn wrong = call;
+    if (odd == 0) wrong.width = 0;
+    if (odd == 1) wrong.inner = 0;
+    if (odd == 2) wrong.x = nullptr;
+    if (odd == 3) wrong.gates = nullptr;
+    if (odd == 4) wrong.up = nullptr;
+    if (odd == 5) wrong.down = reinterpret_cast<const float*>(1);
+    if (odd == 6) wrong.expert_ids = nullptr;
+    if (odd == 7) wrong.activation = static_cast<drl_activation>(5);
+    require(drl_float_routed_ffn_run(&wrong, enough.workspace(), &execution) == DRL_BAD_ARGUMENT,
+            "an impossible argument of a routed layer");
+  }
+  for (int32_t none : {-2, 2}) {
+    id = none;
+    require(drl_float_routed_ffn_run(&call, enough.workspace(), &execution) == DRL_NO_SUCH_EXPERT,
+            "no such expert");
+  }
+  require(same(y, before), "a refused call writes nothing");
+  require(drl_float_routed_ffn_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
 }
 
 void check_routed_refusals(const drl_execution& execution) {
@@ -321,6 +395,7 @@ void check_refusals() {
             "an impossible argument of a head");
   }
   require(drl_float_head_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
+  check_float_routed_refusals(execution);
   head.k = 3;
   require(drl_head_run(&head, memory.workspace(), &execution) == DRL_BAD_ARGUMENT, "no values");
   require(drl_linear_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
@@ -345,11 +420,13 @@ int main() {
     check_head(any_format(), columns, 1 + below(90), below(20), below(columns + 1));
     check_float_head(columns, 1 + below(90), below(20), below(columns + 1));
     check_routed(1 + below(9), 1 + below(90), 1 + below(70), below(40), below(5));
+    check_float_routed(1 + below(9), 1 + below(90), 1 + below(70), below(40), below(5));
     check_gather(1 + below(100), 1 + below(100));
   }
   for (size_t rows : {1, 2, 20}) check_float_head(1501, 130, rows, 5);
   check_routed(5, 600, 260, 1, 2);
   check_routed(5, 600, 260, 130, 2);
+  for (size_t tokens : {1, 9, 250}) check_float_routed(3, 600, 330, tokens, 2);
   check_refusals();
   std::puts("all checks hold");
 }

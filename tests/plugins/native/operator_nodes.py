@@ -18,6 +18,7 @@ from drl.plugins.ops import (
     QUANTIZED_LINEAR,
     QUANTIZED_PROJECTIONS,
     QUANTIZED_ROUTED_FFN,
+    ROUTED_FFN,
 )
 from drl.plugins.ops.activations import GATED
 from drl.plugins.ops.packing import LAYOUT, pack_int4, pack_int8, pack_int8_block
@@ -127,6 +128,44 @@ def gather(shape: tuple[int, int] = (2, 3), form: str = "int8-block") -> Node:
     return Node(QUANTIZED_GATHER, inputs, attributes, f"{form}-{shape}")
 
 
+def routed_tokens(shape: tuple[int, int], width: int, experts: int) -> dict[str, Array]:
+    """States `[B, T, width]` that chose two experts each, but for padding."""
+    chosen = np.argsort(np.random.default_rng(0).random((*shape, experts)))[..., :2]
+    ids = chosen.astype(np.int32)
+    ids[:1, -1:] = -1
+    gates = np.abs(draw(*shape, 2))
+    return {"hidden": draw(*shape, width), "expert_ids": ids, "gates": gates}
+
+
+def expert_biases(experts: int, width: int, inner: int) -> dict[str, Array]:
+    return {
+        "up_bias": draw(experts, inner),
+        "down_bias": draw(experts, width),
+        "gate_bias": draw(experts, inner, scale=2),
+    }
+
+
+def float_routed_ffn(
+    activation: str = "silu_glu",
+    shape: tuple[int, int] = (2, 3),
+    optional: tuple[str, ...] = (),
+    width: int = 37,
+    inner: int = 70,
+) -> Node:
+    experts = 4
+    extra = expert_biases(experts, width, inner)
+    raised = draw(experts, width, inner, scale=width**-0.5)
+    inputs = {
+        **routed_tokens(shape, width, experts),
+        "up": raised,
+        "down": draw(experts, inner, width, scale=inner**-0.5),
+        **({"gate": raised[::-1].copy()} if GATED[activation] else {}),
+        **{name: extra[name] for name in optional},
+    }
+    name = "-".join((activation, *optional, str(shape)))
+    return Node(ROUTED_FFN, inputs, {"activation": activation}, name)
+
+
 def routed_ffn(
     form: str = "int8",
     activation: str = "silu_glu",
@@ -135,20 +174,10 @@ def routed_ffn(
     width: int = 37,
     inner: int = 70,
 ) -> Node:
-    experts, choices = 4, 2
-    chosen = np.argsort(np.random.default_rng(0).random((*shape, experts)))[..., :choices]
-    ids = chosen.astype(np.int32)
-    ids[:1, -1:] = -1  # padding
-    extra = {
-        "up_bias": draw(experts, inner),
-        "down_bias": draw(experts, width),
-        "gate_bias": draw(experts, inner, scale=2),
-        "residual": draw(*shape, width, scale=2),
-    }
+    experts = 4
+    extra = {**expert_biases(experts, width, inner), "residual": draw(*shape, width, scale=2)}
     inputs = {
-        "hidden": draw(*shape, width),
-        "expert_ids": ids,
-        "gates": np.abs(draw(*shape, choices)),
+        **routed_tokens(shape, width, experts),
         **weights(form, experts, inner, width, "up"),
         **weights(form, experts, width, inner, "down"),
         **(weights(form, experts, inner, width, "gate") if GATED[activation] else {}),
@@ -240,6 +269,7 @@ def of_every_operator() -> list[Node]:
         linear("int4", "silu_glu", optional=("norm", "bias", "residual")),
         projections("int8-block", optional=("norm", "bias")),
         routed_ffn(optional=("up_bias", "down_bias", "gate_bias", "residual")),
+        float_routed_ffn(optional=("up_bias", "down_bias", "gate_bias")),
         head(candidates=5, optional=("norm", "bias")),
         float_head(candidates=5, biased=True),
         gather(),
@@ -266,10 +296,14 @@ def all_nodes() -> Iterator[Node]:
             yield from (head(form, (2, 3), candidates, given) for candidates in (0, 1, 8, 101))
         yield from (head(form, shape, k, ("norm",)) for shape in SHAPES for k in (0, 4))
         for activation, gated in GATED.items():
-            for biases in ((), ("up_bias", "down_bias", *(("gate_bias",) if gated else ()))):
-                yield routed_ffn(form, activation, optional=biases)
+            yield routed_ffn(form, activation)
+            yield routed_ffn(form, activation, optional=biases_of(gated))
         yield from (routed_ffn(form, "silu_glu", shape, ("residual",)) for shape in SHAPES)
+    for activation, gated in GATED.items():
+        yield float_routed_ffn(activation)
+        yield float_routed_ffn(activation, optional=biases_of(gated))
     for shape in SHAPES:
+        yield float_routed_ffn(shape=shape)
         yield from (gather(shape, form) for form in ("int8", "int8-block"))
         yield from (float_head(shape, k, biased=k > 1) for k in (0, 1, 4))
         yield expert_route(shape)
@@ -281,6 +315,10 @@ def all_nodes() -> Iterator[Node]:
         yield rounded(node)
     yield from (expert_route(k=k) for k in (0, 12))
     yield from (float_head((2, 3), k, biased) for k in (0, 101) for biased in (False, True))
+
+
+def biases_of(gated: bool) -> tuple[str, ...]:
+    return ("up_bias", "down_bias", "gate_bias") if gated else ("up_bias", "down_bias")
 
 
 def attentions() -> Iterator[Node]:

@@ -1,5 +1,6 @@
 // drl.Head: logits, or the largest of them, and the logarithm of the sum of all, from float weights.
 #include "custom_op.h"
+#include "fast_products.h"
 
 namespace drl::ort {
 namespace {
@@ -53,19 +54,8 @@ struct Head {
   float factor = 0;
 };
 
-// Without such instructions the C library makes a fused multiply-add out of many others.
-bool fast() {
-#if defined(__FP_FAST_FMAF)
-  return true;
-#else
-  drl_isa isa;
-  return drl_default_isa(&isa) != DRL_OK || isa != DRL_ISA_SCALAR;
-#endif
-}
-
 }  // namespace
 
-// None where the operator's body in ONNX Runtime's own operators is faster.
-Tables head() { return fast() ? of_float32<Head>() : Tables{}; }
+Tables head() { return has_fast_products() ? of_float32<Head>() : Tables{}; }
 
 }  // namespace drl::ort

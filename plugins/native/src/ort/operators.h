@@ -22,5 +22,6 @@ Tables quantized_head();
 Tables quantized_linear();
 Tables quantized_projections();
 Tables quantized_routed_ffn();
+Tables routed_ffn();
 
 }  // namespace drl::ort

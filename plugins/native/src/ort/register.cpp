@@ -14,7 +14,8 @@ constexpr Tables (*kOperators[])() = {
     quantize_states,  quantized_cached_attention,
     quantized_gather, quantized_cross_attention,
     quantized_linear, quantized_head,
-    quantized_projections, quantized_routed_ffn};
+    quantized_projections, quantized_routed_ffn,
+    routed_ffn};
 
 constexpr uint32_t kMostVersions = 1000;
 
