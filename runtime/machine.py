@@ -1,10 +1,12 @@
 """What processor this process may use: cores, quota, instruction sets, memory."""
 
+import contextlib
 import os
 import platform
 import re
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,32 +60,56 @@ def cpu_quota() -> float | None:
 
 
 def share_of_cores(threads: int, seconds: float = 0.01) -> float:
-    """What part of their time `threads` busy threads spend on a processor, measured now.
+    """What part of its time a busy thread spends on a processor beside others, measured now.
 
-    It is near 1 where as many cores are free, and less where other threads want them, of this
-    process or of others.
+    It is near 1 where as many cores are free, and less where other threads want one of them, of
+    this process or of others.
+
+    Args:
+        threads: How many are busy; the least share of them counts.
+        seconds: For how long.
     """
-    if threads > len(available_cpus()):
-        return len(available_cpus()) / threads
-    end = time.perf_counter() + seconds
+    cpus = sorted(available_cpus())
+    if threads > len(cpus):
+        return len(cpus) / threads
     shares = []
+    together = threading.Barrier(threads)
 
-    def work() -> None:
+    def work(cpu: int) -> None:
         # NumPy lets go of the interpreter while it reads, long enough for the others to run.
         block = np.zeros(1 << 19, np.int64)
-        began, used = time.perf_counter(), time.thread_time()
-        while time.perf_counter() < end:
-            block.max()
-        used = time.thread_time() - used
-        shares.append(used / (time.perf_counter() - began))
+        # A thread begins on its parent's processor, and may stay there for longer than this takes.
+        with _pinned(cpu):
+            together.wait()
+            began, used = time.perf_counter(), time.thread_time()
+            while time.perf_counter() < began + seconds:
+                block.max()
+            used = time.thread_time() - used
+            shares.append(used / (time.perf_counter() - began))
 
-    others = [threading.Thread(target=work) for _ in range(threads - 1)]
+    others = [threading.Thread(target=work, args=(cpu,)) for cpu in cpus[1:threads]]
     for other in others:
         other.start()
-    work()
+    work(cpus[0])
     for other in others:
         other.join()
-    return sum(shares) / threads
+    return min(shares)
+
+
+@contextlib.contextmanager
+def _pinned(cpu: int) -> Iterator[None]:
+    """Keep this thread on one processor, where the system can."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    with contextlib.suppress(PermissionError):  # some sandboxes leave it to the system
+        os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        if os.sched_getaffinity(0) != before:
+            os.sched_setaffinity(0, before)
 
 
 def cpu_model() -> str:

@@ -10,7 +10,7 @@ from drl.runtime.errors import BackendError, check_count
 THREADS_VARIABLE = "DRL_THREADS"
 SPIN_VARIABLE = "DRL_SPIN"
 _MOST_THREADS = 1024
-# Below this share of the cores' time others compute too. On free cores it is 0.95 and more.
+# A thread that gets less than this of a core shares it. On free cores it is 0.94 and more.
 _FREE = 0.8
 
 

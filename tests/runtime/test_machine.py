@@ -1,6 +1,8 @@
 """What the process may use of the processor."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,22 @@ def test_threads_that_share_a_core_get_half_of_their_time() -> None:
         assert machine.share_of_cores(2, seconds=0.05) < 0.6
     finally:
         os.sched_setaffinity(0, before)
+
+
+@pytest.mark.skipif(len(machine.available_cpus()) < 2, reason="no two processors to share")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no system call to pin a process")
+def test_one_busy_processor_of_several_counts() -> None:
+    before = os.sched_getaffinity(0)
+    first = min(before)
+    busy = f"import os; os.sched_setaffinity(0, {{{first}}}); print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            assert machine.share_of_cores(2, seconds=0.2) < 0.75
+        finally:
+            process.kill()
+    assert os.sched_getaffinity(0) == before
 
 
 def test_more_threads_than_processors_share_them() -> None:
