@@ -41,7 +41,9 @@ class Memory:
         return raw[start : start + size].view(dtype).reshape(tuple(shape))
 
     def check(self, address: int, size: int, what: str) -> None:
-        inside = any(a <= address and address + size <= a + s for a, s in self.blocks.items())
+        # Of a copy: the garbage collector may free a block between two of them.
+        blocks = self.blocks.copy().items()
+        inside = any(a <= address and address + size <= a + s for a, s in blocks)
         assert inside or not size, f"{what}: {size} bytes at {address:#x} are not allocated"
 
     def view(self, address: int, shape: Sequence[int], dtype: DTypeLike) -> Array:
