@@ -152,7 +152,8 @@ class PeerCell:
         peer: The peer's name.
         cell: What it generated; the path is the one that ours took.
         token_ms: Median time of the whole call, encoder included, over the new tokens.
-        rounds_ms: Time of the whole call in every round, in the rounds' order.
+        rounds_ms: Time of the whole call in every round, in the rounds' order; the median where a
+            round has room for several.
         ratio: How many times its time is that of the first engine: median of the rounds' ratios.
         ratio_p10, ratio_p90: Spread of the rounds' ratios.
         agreement: Share of the results that are ours token for token; None unless fp32 and greedy.

@@ -27,11 +27,12 @@ NOTES = (
 
 PEERS_NOTE = (
     "Each engine runs in a process of its own and all take turns on the same sources, greedy or "
-    "with beams as they choose tokens themselves. *ms per token*: the whole call, encoder "
-    "included, over the new tokens of a source. In brackets its ratio to the first: the median of "
-    "the rounds' ratios, and their 10th to 90th percentile. *same tokens*: share of the greedy "
-    "results that equal the first's token for token; in brackets the mean share of tokens before "
-    "the first difference."
+    "with beams as they choose tokens themselves. A turn is one call that is not counted and as "
+    "many more as half a second takes, at least one, of which the median counts. *ms per token*: "
+    "the whole call, encoder included, over the new tokens of a source. In brackets its ratio to "
+    "the first: the median of the rounds' ratios, and their 10th to 90th percentile. *same "
+    "tokens*: share of the greedy results that equal the first's token for token; in brackets the "
+    "mean share of tokens before the first difference."
 )
 
 

@@ -24,6 +24,7 @@ class Peer:
         assert converted["process"] != os.getpid()
         assert os.environ["OMP_NUM_THREADS"] == str(threads)
         self.calls = 0
+        self.awake = time.monotonic()
 
     def generate(self, sources, new, beams):  # type: ignore[no-untyped-def]
         print("chatter that must not reach the driver")
@@ -35,4 +36,7 @@ class Peer:
             os._exit(3)
         if self.variant == "slow":
             time.sleep(0.2)
+        if self.variant == "dozes" and time.monotonic() - self.awake > 0.08:
+            time.sleep(0.3)
+        self.awake = time.monotonic()
         return [[1] * new for _ in sources]

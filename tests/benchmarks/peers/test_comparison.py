@@ -42,6 +42,7 @@ def test_engines_take_turns_and_are_compared(tiny_bundle: Path, environments: Pa
         1,
         peers=peers,
         pause=0.0,
+        turn=0.1,
     )
     own = f"drl {tiny_bundle.name}"
     assert [(peer.name, peer.is_ours) for peer in found.peers] == [
@@ -68,6 +69,23 @@ def test_engines_take_turns_and_are_compared(tiny_bundle: Path, environments: Pa
     assert dies == "fake dies: its process ended: out of luck"
 
 
+def test_the_call_after_waiting_for_others_does_not_count(
+    tiny_bundle: Path, environments: Path
+) -> None:
+    found = compare(
+        environments,
+        [Bundle.load(tiny_bundle)],
+        environments,
+        CELLS[:1],
+        Settings(2),
+        1,
+        peers=[fake("dozes")],
+        pause=0.1,
+        turn=0.1,
+    )
+    assert max(found.cells[1].rounds_ms) < 200
+
+
 def test_only_one_path_is_compared(tiny_bundle: Path, environments: Path) -> None:
     cells = [Cell(1, 6, 2, "fast"), Cell(1, 6, 2, "full")]
     found = compare(
@@ -79,6 +97,7 @@ def test_only_one_path_is_compared(tiny_bundle: Path, environments: Path) -> Non
         1,
         peers=(),
         pause=0.0,
+        turn=0.1,
     )
     assert [each.cell for each in found.cells] == cells[1:]
 
@@ -89,7 +108,9 @@ def test_bundles_of_ours_take_turns_too(
     copy = shutil.copytree(tiny_bundle, tmp_path / "copy")
     bundles = [Bundle.load(folder) for folder in (tiny_bundle, copy)]
     cells = [Cell(1, 6, 2, "fast")]
-    found = compare(environments, bundles, environments, cells, Settings(1), 1, peers=(), pause=0.0)
+    found = compare(
+        environments, bundles, environments, cells, Settings(1), 1, peers=(), pause=0.0, turn=0.1
+    )
     assert [(peer.name, peer.is_ours) for peer in found.peers] == [
         (f"drl {tiny_bundle.name}", True),
         ("drl copy", True),
