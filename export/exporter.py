@@ -20,7 +20,7 @@ from drl.export.graph import emit_bridge, emit_decoder, emit_encoder
 from drl.export.model import DualRouterModel, ModelConfig
 from drl.export.options import DEFAULTS, ExportOptions, KvCache, Precision
 from drl.export.parity import TOLERANCE, ParityReport
-from drl.export.passes import AppendFunctionBodies, LowerCachedAttention, RankTokens
+from drl.export.passes import AppendFunctionBodies, LowerCachedAttention
 from drl.export.quantization_report import Accuracy, QuantizationReport
 from drl.export.tokenizers import FoundTokenizer, find_tokenizer
 from drl.export.verify import Expectation, compare, expect
@@ -128,7 +128,7 @@ def lower(model: ir.Model, options: ExportOptions) -> ir.Model:
     passes: list[ir.passes.PassBase] = []
     decoder = model.graph.name == "decoder"
     if options.target == "ort-cpu" and decoder and not options.quantized:
-        passes += [LowerCachedAttention(), RankTokens()]
+        passes.append(LowerCachedAttention())
     passes.append(AppendFunctionBodies())
     return ir.passes.Sequential(*passes)(model).model
 
@@ -139,28 +139,24 @@ def _build(
     """Make the graphs, and the plan of their weights."""
     progress("emit")
     weights = WeightPlan()
-    graphs = emit_graphs(checkpoint.config, weights, options.precision, options.kv_cache)
+    config, canonical = checkpoint.config, None
+    graphs = emit_graphs(config, weights, options.precision, options.kv_cache)
+    if options.target == "ort-cpu" and not options.quantized:
+        canonical = lower(graphs["decoder"], PORTABLE)
+        # Last, so that its weights lie behind those of the canonical graphs.
+        graphs["decoder"] = emit_decoder(config, weights, panels=True)
     progress("passes")
     graphs = {name: lower(model, options) for name, model in graphs.items()}
     contents = BundleContents(
-        checkpoint.config,
+        config,
         options.target,
         options.precision,
         graphs,
         checkpoint.generation.options,
-        _canonical_decoder(checkpoint.config, weights, options),
+        canonical,
         options.kv_cache,
     )
     return contents, weights
-
-
-def _canonical_decoder(
-    config: ModelConfig, weights: WeightPlan, options: ExportOptions
-) -> ir.Model | None:
-    """Emit the decoder as other backends lower it, where the one of the target is another."""
-    if options.quantized or options.target == "portable":
-        return None
-    return lower(emit_decoder(config, weights, "fp32"), PORTABLE)
 
 
 def _folder(source: Path) -> Path:

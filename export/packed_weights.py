@@ -1,6 +1,6 @@
 """Packed weights: which format a precision gives the matrices, and how they are made."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -91,21 +91,6 @@ class PackedParts:
             return self._parts.pop(part)
 
         return make
-
-
-def joined(names: Sequence[str]) -> Maker:
-    """Make a matrix of the checkpoint's matrices `names`, one above the other."""
-    return lambda checkpoint: torch.cat([checkpoint.tensor(name) for name in names])
-
-
-def stacked(names: Sequence[str]) -> Maker:
-    """Make a stack of the checkpoint's parameters `names`, all of one shape."""
-    return lambda checkpoint: torch.stack([checkpoint.tensor(name) for name in names])
-
-
-def each_transposed(name: str) -> Maker:
-    """Make the checkpoint's stack `name` with every matrix turned from [in, out] to [out, in]."""
-    return lambda checkpoint: checkpoint.tensor(name).transpose(1, 2)
 
 
 def _parts(packed: PackedWeights) -> dict[str, Tensor]:

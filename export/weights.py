@@ -1,11 +1,12 @@
 """The weights file: which tensors the graphs need, where they lie, and what they are made of."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from drl.export.checkpoint import Checkpoint
@@ -105,6 +106,21 @@ def transposed(name: str) -> Maker:
 def reshaped(name: str, shape: tuple[int, ...]) -> Maker:
     """Make a tensor that is the checkpoint's parameter `name` in another shape."""
     return lambda checkpoint: checkpoint.tensor(name).reshape(shape)
+
+
+def joined(names: Sequence[str]) -> Maker:
+    """Make a matrix of the checkpoint's matrices `names`, one above the other."""
+    return lambda checkpoint: torch.cat([checkpoint.tensor(name) for name in names])
+
+
+def stacked(names: Sequence[str]) -> Maker:
+    """Make a stack of the checkpoint's parameters `names`, all of one shape."""
+    return lambda checkpoint: torch.stack([checkpoint.tensor(name) for name in names])
+
+
+def each_transposed(name: str) -> Maker:
+    """Make the checkpoint's stack `name` with every matrix turned from [in, out] to [out, in]."""
+    return lambda checkpoint: checkpoint.tensor(name).transpose(1, 2)
 
 
 def constant(value: Tensor) -> Maker:

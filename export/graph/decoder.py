@@ -43,6 +43,8 @@ def emit_decoder(
     weights: WeightPlan,
     precision: Precision = "fp32",
     kv_cache: KvCache = "fp32",
+    *,
+    panels: bool = False,
 ) -> ir.Model:
     """Emit the graph from `tokens` to `logits`.
 
@@ -55,12 +57,12 @@ def emit_decoder(
     `decoder_experts.{i}` int32 `[B, T, k]` per sparse layer. A layer that the path skips hands on
     its empty caches. Keys and values of int8 have two more bytes behind h.
 
-    A graph of a quantised precision ranks: for c > 0 `candidates` it tells the c largest logits,
-    and `logits` is `[B, T, 0]`.
+    A graph of a quantised precision, or with weights in panels, ranks: for c > 0 `candidates` it
+    tells the c largest logits, and `logits` is `[B, T, 0]`.
 
     There are R sources and W = B/R rows for each, side by side: row b reads source b // W.
     """
-    e = open_emitter("decoder", config, weights, precision, kv_cache)
+    e = open_emitter("decoder", config, weights, precision, kv_cache, panels=panels)
     tokens = e.input("tokens", INT64, ["B", "T"])
     lengths = e.input("lengths", INT32, ["B"])
     new_lengths = e.input("new_lengths", INT32, ["B"])

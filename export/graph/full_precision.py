@@ -39,29 +39,23 @@ class FullPrecisionEmitter(Emitter):
         shared: AddTo | None,
     ) -> ir.Value:
         """See `Emitter.experts`."""
-        with self.scope("experts"):
-            names = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias")
-            weights = [self.weight(name) if self.has(name) else None for name in names]
-            activation = self.config.activation
-            y = ROUTED_FFN.emit(self.op, x, *route, *weights, activation=activation)
+        y = emit_experts(self, x, route)
         if shared is not None:
             y = self.op.Add(shared(None), y)
         return self.op.Add(residual, y)
 
     def embedding(self, table: str, tokens: ir.Value) -> ir.Value:
         """See `Emitter.embedding`."""
-        with self.scope(table):
-            return self.op.Gather(self.weight("weight"), tokens)
+        return emit_embedding(self, table, tokens)
 
     def head(self, states: States, candidates: ir.Value | None) -> HeadValues:
         """See `Emitter.head`; [V, d] as in the checkpoint, so that a tied one is stored once."""
         op, config = self.op, self.config
-        with self.scope(config.target_embedding if config.tie_embeddings else "lm_head"):
-            head = self.weight("weight")
+        weight, bias = emit_head_weights(self)
         with self.scope("head"):
             rows = op.Reshape(states, [-1, config.d_model])
-            bias = [self.weight_of("head_bias")] if config.head_bias else []
-            logits = op.Gemm(rows, head, *bias, transB=1, alpha=config.output_scale)
+            biases = [] if bias is None else [bias]
+            logits = op.Gemm(rows, weight, *biases, transB=1, alpha=config.output_scale)
             # Runtimes have a fast LogSoftmax and a slow ReduceLogSumExp. The likeliest token tells
             # by how much it shifts a row.
             likeliest = op.ReduceMax(op.LogSoftmax(logits, axis=-1), [-1], keepdims=0)
@@ -77,3 +71,26 @@ class FullPrecisionEmitter(Emitter):
         if kind == "relu":
             return self.op.Relu(x)
         return self.op.Gelu(x, approximate="none" if kind == "gelu" else "tanh")
+
+
+def emit_experts(e: Emitter, x: ir.Value, route: tuple[ir.Value, ir.Value]) -> ir.Value:
+    """Emit the `Experts` in scope, with weights as they are: `[B, T, d]` to `[B, T, d]`."""
+    with e.scope("experts"):
+        names = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias")
+        weights = [e.weight(name) if e.has(name) else None for name in names]
+        y: ir.Value = ROUTED_FFN.emit(e.op, x, *route, *weights, activation=e.config.activation)
+        return y
+
+
+def emit_embedding(e: Emitter, table: str, tokens: ir.Value) -> ir.Value:
+    """Emit the lookup of `tokens` int64 `[B, T]` in the embedding `table`, as it is."""
+    with e.scope(table):
+        return e.op.Gather(e.weight("weight"), tokens)
+
+
+def emit_head_weights(e: Emitter) -> tuple[ir.Value, ir.Value | None]:
+    """Emit the head's weight `[V, d]`, as it is or as the embedding's, and its bias `[V]`."""
+    config = e.config
+    with e.scope(config.target_embedding if config.tie_embeddings else "lm_head"):
+        weight = e.weight("weight")
+    return weight, e.weight_of("head_bias") if config.head_bias else None

@@ -1,15 +1,16 @@
 """Products with int8 and int4 weights, each one operator with what stands around it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
-from drl.export.graph.emitter import FLOAT, UINT8, AddTo, Emitter, HeadValues, Normed, States
+from drl.export.graph.emitter import FLOAT, UINT8, AddTo, HeadValues, States
+from drl.export.graph.fused import FusedEmitter, Given, split
 from drl.export.graph.kv_cache import CACHE_FORMS
 from drl.export.model import ModelConfig
-from drl.export.model.feed_forward import is_gated
-from drl.export.packed_weights import Formats, PackedParts, each_transposed, joined, stacked
-from drl.export.weights import Maker, WeightPlan, stored_as_is
+from drl.export.packed_weights import Formats, PackedParts
+from drl.export.weights import Maker, WeightPlan, each_transposed, stored_as_is
 from drl.plugins.ops import (
     QUANTIZED_GATHER,
     QUANTIZED_HEAD,
@@ -29,11 +30,11 @@ class Packed:
     multiplier: ir.Value | None
 
 
-class QuantizedEmitter(Emitter):
-    """Emits packed weights, and products that do norm, bias, activation and residual in passing."""
+class QuantizedEmitter(FusedEmitter):
+    """Emits packed weights, those of experts, head and embedding included."""
 
-    ranks = True
-    fuses = True
+    linear_operator = QUANTIZED_LINEAR
+    projections_operator = QUANTIZED_PROJECTIONS
 
     def __init__(
         self, name: str, config: ModelConfig, weights: WeightPlan, formats: Formats
@@ -42,45 +43,14 @@ class QuantizedEmitter(Emitter):
         self._formats = formats
         self.cache = CACHE_FORMS[formats.kv_cache]
 
-    def linear(self, name: str, x: States, *, residual: ir.Value | None = None) -> ir.Value:
-        """See `Emitter.linear`."""
-        return self._linear(name, x, "none", residual)
+    def laid_out(self, path: str, shape: tuple[int, int, int], source: Maker) -> Given:
+        """See `FusedEmitter.laid_out`."""
+        weight = self._pack(path, shape, source)
+        return [weight.values, weight.scale, weight.multiplier]
 
-    def projections(self, x: States) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """See `Emitter.projections`; the three matrices are one above the other."""
-        config = self.config
-        queries, keys = config.num_heads * config.head_dim, config.kv_heads * config.head_dim
-        columns = queries + 2 * keys
-        names = [f"{self.path(side)}.weight" for side in "qkv"]
-        weight = self._pack(self.path("qkv"), (1, columns, config.d_model), joined(names))
-        bias = None
-        if config.bias:
-            biases = joined([f"{self.path(side)}.bias" for side in "qkv"])
-            bias = self.tensor(self.path("qkv.bias"), FLOAT, (columns,), biases)
-        states, norm = _split(x)
-        projected: tuple[ir.Value, ir.Value, ir.Value] = QUANTIZED_PROJECTIONS.emit(
-            self.op,
-            *(states, weight.values, weight.scale, weight.multiplier, norm, bias),
-            query_columns=queries,
-            kv_columns=keys,
-            epsilon=config.norm_eps,
-            layout=LAYOUT,
-        )
-        return projected
-
-    def inner(self, x: States) -> ir.Value:
-        """See `Emitter.inner`; a gate and what it opens are one stack."""
-        activation = self.config.activation
-        if not is_gated(activation):
-            return self._linear("up", x, activation)
-        columns, depth = self.shape(self.path("up.weight"))
-        weights = stacked([self.path(f"{name}.weight") for name in ("gate", "up")])
-        weight = self._pack(self.path("gate_up"), (2, columns, depth), weights)
-        bias = None
-        if self.config.bias:
-            biases = joined([self.path(f"{name}.bias") for name in ("gate", "up")])
-            bias = self.tensor(self.path("gate_up.bias"), FLOAT, (2 * columns,), biases)
-        return self._product(x, weight, columns, activation, bias)
+    def attributes(self) -> dict[str, Any]:
+        """See `FusedEmitter.attributes`."""
+        return {"layout": LAYOUT}
 
     def experts(
         self,
@@ -130,7 +100,7 @@ class QuantizedEmitter(Emitter):
         with self.scope(config.target_embedding if config.tie_embeddings else "lm_head"):
             weight = self._head_weight()
         bias = self.weight_of("head_bias") if config.head_bias else None
-        x, norm = _split(states)
+        x, norm = split(states)
         with self.scope("head"):
             logits, values, ids, normalisers = QUANTIZED_HEAD.emit(
                 self.op,
@@ -141,36 +111,6 @@ class QuantizedEmitter(Emitter):
                 layout=LAYOUT,
             )
         return HeadValues(logits, normalisers, (values, ids))
-
-    def _linear(
-        self, name: str, x: States, activation: str, residual: ir.Value | None = None
-    ) -> ir.Value:
-        with self.scope(name):
-            path = self.path("weight")
-            columns, depth = self.shape(path)
-            weight = self._pack(path, (1, columns, depth), stored_as_is(path))
-            bias = self.weight("bias") if self.has("bias") else None
-            return self._product(x, weight, columns, activation, bias, residual)
-
-    def _product(
-        self,
-        x: States,
-        weight: Packed,
-        columns: int,
-        activation: str,
-        bias: ir.Value | None,
-        residual: ir.Value | None = None,
-    ) -> ir.Value:
-        states, norm = _split(x)
-        y: ir.Value = QUANTIZED_LINEAR.emit(
-            self.op,
-            *(states, weight.values, weight.scale, weight.multiplier, norm, bias, residual),
-            columns=columns,
-            activation=activation,
-            epsilon=self.config.norm_eps,
-            layout=LAYOUT,
-        )
-        return y
 
     def _expert(self, name: str) -> Packed | None:
         if not self.has(name):
@@ -202,7 +142,3 @@ class QuantizedEmitter(Emitter):
             part("scale", FLOAT, shapes.scales),
             None if shapes.multipliers is None else part("multiplier", UINT8, shapes.multipliers),
         )
-
-
-def _split(x: States) -> tuple[ir.Value, ir.Value | None]:
-    return (x.x, x.weight) if isinstance(x, Normed) else (x, None)

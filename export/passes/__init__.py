@@ -15,7 +15,6 @@ from drl.export.passes.inline_bodies import InlineBodies
 from drl.export.passes.lower_attention import LowerCachedAttention
 from drl.export.passes.quantize_linears import QuantizeLinears
 from drl.export.passes.rank_logits import RankLogits
-from drl.export.passes.rank_tokens import RankTokens
 from drl.export.passes.specialise_path import SpecialisePath
 from drl.export.passes.split_routed_ffn import SplitRoutedFFN
 from drl.export.passes.static_cache import StaticCache
@@ -35,7 +34,6 @@ __all__ = [
     "LowerCachedAttention",
     "QuantizeLinears",
     "RankLogits",
-    "RankTokens",
     "SpecialisePath",
     "SplitRoutedFFN",
     "StaticCache",

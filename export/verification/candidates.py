@@ -31,8 +31,7 @@ class OrtCpu(Candidate):
     def open_with(self, passes: Passes) -> GraphBackend:
         """See `Candidate.open_with`."""
         files = {name: self.bundle.graph_file(name) for name in GRAPHS}
-        version = import_onnxruntime().__version__
-        settings = OrtSettings("CPU", native_operators(self.bundle.manifest, version))
+        settings = OrtSettings("CPU", native_operators(self.bundle.manifest))
         return GraphBackend(self.bundle.manifest, OrtRunner(files, settings, passes))
 
 

@@ -11,6 +11,9 @@ ParallelFor = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, Task, cty
 SCALE_BYTES = 2
 """`DRL_SCALE_BYTES`: of an int8 key or value, what lies behind its numbers."""
 
+FLOAT_PANEL = 64
+"""`DRL_FLOAT_PANEL`: columns of a panel of float weights."""
+
 _POINTER = ctypes.c_void_p
 _SIZE = ctypes.c_size_t
 
@@ -48,7 +51,7 @@ class Rows(ctypes.Structure):
 
 
 class Output(ctypes.Structure):
-    """One of the outputs of `drl_linear`."""
+    """`drl_output`."""
 
     _fields_ = (("y", _POINTER), ("columns", _SIZE))
 
@@ -58,6 +61,20 @@ class Linear(ctypes.Structure):
 
     _fields_ = (
         ("weights", Weights),
+        ("rows", Rows),
+        ("bias", _POINTER),
+        ("residual", _POINTER),
+        ("activation", ctypes.c_int),
+        ("outputs", Output * 3),
+    )
+
+
+class FloatLinear(ctypes.Structure):
+    """`drl_float_linear`."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("matrices", "columns", "depth")),
+        ("weights", _POINTER),
         ("rows", Rows),
         ("bias", _POINTER),
         ("residual", _POINTER),
@@ -196,7 +213,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "drl_gather_rows": (ctypes.c_int, (_POINTER, _POINTER, _SIZE, _POINTER)),
 }
 _OPERATORS = (
-    *("linear", "head", "float_head", "routed_ffn", "float_routed_ffn", "expert_route"),
+    *("linear", "float_linear", "head", "float_head", "routed_ffn", "float_routed_ffn"),
+    "expert_route",
     *("cached_attention", "cross_attention"),
     *("quantized_cached_attention", "quantized_cross_attention", "quantize_states"),
 )

@@ -35,7 +35,7 @@ ISAS = ("scalar", "avx2", "avx512vnni")
 
 @dataclass(frozen=True)
 class RmsNorm:
-    """What becomes of a row before it is quantised: `x · weight / sqrt(mean(x²) + epsilon)`."""
+    """What becomes of a row before it is multiplied: `x · weight / sqrt(mean(x²) + epsilon)`."""
 
     weight: Float32
     epsilon: float = 1e-6
@@ -136,9 +136,31 @@ class Kernels:
         norm: RmsNorm | None = None,
     ) -> tuple[Float32, ...]:
         """`x̂ · Wᵀ + bias`, its columns split over up to three arrays `[M, columns[i]]`."""
-        if len(columns) > 3:
-            raise NativeLibraryError(f"there are at most 3 outputs, got {len(columns)}")
         return self._linear(x, weights, bias, "none", norm, None, columns)
+
+    def float_linear(
+        self,
+        x: Float32,
+        panels: Float32,
+        columns: tuple[int, ...],
+        bias: Float32 | None = None,
+        activation: str = "none",
+        *,
+        norm: RmsNorm | None = None,
+        residual: Float32 | None = None,
+    ) -> tuple[Float32, ...]:
+        """The same as `linear` for matrices of floats in panels (`drl.plugins.ops.panels`).
+
+        Its columns are split over up to three arrays `[M, columns[i]]`, as those of `split_linear`.
+        """
+        _expect_few(columns)
+        x, panels, kept = _contiguous(x, np.float32), _contiguous(panels, np.float32), _Kept()
+        matrices, _, depth, _ = panels.shape
+        sizes = (matrices, sum(columns))
+        needed = -(-sizes[1] // abi.FLOAT_PANEL)
+        _expect("panels", panels, (matrices, needed, depth, abi.FLOAT_PANEL))
+        call = abi.FloatLinear(*sizes, depth, panels.ctypes.data, _rows(x, depth, norm, kept))
+        return self._finished("float_linear", call, sizes, columns, bias, activation, residual)
 
     def head(
         self,
@@ -165,7 +187,7 @@ class Kernels:
         kept = _Kept()
         call = abi.Head(
             _weights(weights, kept),
-            _rows(x, weights, norm, kept),
+            _rows(x, weights.depth, norm, kept),
             abi.address(bias),
             factor,
             abi.address(result.logits),
@@ -451,22 +473,32 @@ class Kernels:
         residual: Float32 | None,
         columns: tuple[int, ...],
     ) -> tuple[Float32, ...]:
-        x, bias, residual = _contiguous(x, np.float32), _optional(bias), _optional(residual)
-        gated = () if weights.matrices == 1 else (weights.matrices,)
-        _expect("bias", bias, (*gated, weights.columns))
-        _expect("residual", residual, (len(x), weights.columns))
-        outputs = tuple(np.empty((len(x), width), np.float32) for width in columns)
-        kept = _Kept()
-        call = abi.Linear(
-            _weights(weights, kept),
-            _rows(x, weights, norm, kept),
-            abi.address(bias),
-            abi.address(residual),
-            ACTIVATIONS[activation],
-        )
+        _expect_few(columns)
+        x, kept = _contiguous(x, np.float32), _Kept()
+        call = abi.Linear(_weights(weights, kept), _rows(x, weights.depth, norm, kept))
+        sizes = (weights.matrices, weights.columns)
+        return self._finished("linear", call, sizes, columns, bias, activation, residual)
+
+    def _finished(
+        self,
+        operator: str,
+        call: abi.Linear | abi.FloatLinear,
+        sizes: tuple[int, int],
+        columns: tuple[int, ...],
+        bias: Float32 | None,
+        activation: str,
+        residual: Float32 | None,
+    ) -> tuple[Float32, ...]:
+        """Run a linear of M matrices of N columns with what comes after the products."""
+        bias, residual = _optional(bias), _optional(residual)
+        _expect("bias", bias, sizes if sizes[0] > 1 else sizes[1:])
+        _expect("residual", residual, (call.rows.count, sizes[1]))
+        outputs = tuple(np.empty((call.rows.count, width), np.float32) for width in columns)
+        call.bias, call.residual = abi.address(bias), abi.address(residual)
+        call.activation = ACTIVATIONS[activation]
         for place, y in enumerate(outputs):
             call.outputs[place] = abi.Output(y.ctypes.data, y.shape[1])
-        self._run("linear", call)
+        self._run(operator, call)
         return outputs
 
     def _run(self, operator: str, call: ctypes.Structure) -> None:
@@ -508,13 +540,18 @@ def _weights(weights: "PackedWeights", kept: _Kept) -> abi.Weights:
     )
 
 
-def _rows(x: Float32, weights: "PackedWeights", norm: RmsNorm | None, kept: _Kept) -> abi.Rows:
-    _expect("x", x, (len(x), weights.depth))
+def _rows(x: Float32, depth: int, norm: RmsNorm | None, kept: _Kept) -> abi.Rows:
+    _expect("x", x, (len(x), depth))
     if norm is None:
         return abi.Rows(x.ctypes.data, len(x), None, 0.0)
-    _expect("norm", np.asarray(norm.weight), (weights.depth,))
+    _expect("norm", np.asarray(norm.weight), (depth,))
     scale = kept.address(norm.weight, np.float32)
     return abi.Rows(x.ctypes.data, len(x), scale, norm.epsilon)
+
+
+def _expect_few(outputs: tuple[int, ...]) -> None:
+    if len(outputs) > 3:
+        raise NativeLibraryError(f"there are at most 3 outputs, got {len(outputs)}")
 
 
 def _head_result(rows: int, columns: int, k: int, logits: bool) -> HeadResult:

@@ -10,8 +10,10 @@ from drl.plugins.ops.expert_route import EXPERT_ROUTE
 from drl.plugins.ops.group_route import GROUP_ROUTE
 from drl.plugins.ops.head import HEAD
 from drl.plugins.ops.library import OPERATORS, functions_for
+from drl.plugins.ops.linear import LINEAR
 from drl.plugins.ops.operator import DOMAIN, VERSION, Operator
 from drl.plugins.ops.path_score import PATH_SCORE
+from drl.plugins.ops.projections import PROJECTIONS
 from drl.plugins.ops.quantize_states import QUANTIZE_STATES
 from drl.plugins.ops.quantized_cached_attention import QUANTIZED_CACHED_ATTENTION
 from drl.plugins.ops.quantized_cross_attention import QUANTIZED_CROSS_ATTENTION
@@ -34,8 +36,10 @@ __all__ = [
     "EXPERT_ROUTE",
     "GROUP_ROUTE",
     "HEAD",
+    "LINEAR",
     "OPERATORS",
     "PATH_SCORE",
+    "PROJECTIONS",
     "QUANTIZED_CACHED_ATTENTION",
     "QUANTIZED_CROSS_ATTENTION",
     "QUANTIZED_GATHER",

@@ -11,8 +11,10 @@ from drl.plugins.ops.expert_capacity import EXPERT_CAPACITY
 from drl.plugins.ops.expert_route import EXPERT_ROUTE
 from drl.plugins.ops.group_route import GROUP_ROUTE
 from drl.plugins.ops.head import HEAD
+from drl.plugins.ops.linear import LINEAR
 from drl.plugins.ops.operator import DOMAIN, Operator
 from drl.plugins.ops.path_score import PATH_SCORE
+from drl.plugins.ops.projections import PROJECTIONS
 from drl.plugins.ops.quantize_states import QUANTIZE_STATES
 from drl.plugins.ops.quantized_cached_attention import QUANTIZED_CACHED_ATTENTION
 from drl.plugins.ops.quantized_cross_attention import QUANTIZED_CROSS_ATTENTION
@@ -42,6 +44,8 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             CACHED_ATTENTION,
             CROSS_ATTENTION,
             HEAD,
+            LINEAR,
+            PROJECTIONS,
             QUANTIZED_LINEAR,
             QUANTIZED_PROJECTIONS,
             QUANTIZED_ROUTED_FFN,

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxscript
 from numpy.typing import NDArray
 
-from drl.plugins.ops.activations import GATED, activate, trace_activation
+from drl.plugins.ops.linear import ACTIVATION_ATTRIBUTE, finish, trace_finish
 from drl.plugins.ops.operator import Operator
 from drl.plugins.ops.quantized_product import (
     LAYOUT_ATTRIBUTE,
@@ -20,8 +20,6 @@ from drl.plugins.ops.quantized_product import (
     weight_arguments,
 )
 from drl.plugins.ops.schema import Argument, Attribute
-
-_MATRICES = {"none": 1, **{name: 2 if gated else 1 for name, gated in GATED.items()}}
 
 
 def reference(
@@ -61,12 +59,7 @@ def reference(
     packed = packed_weights(weight, scale, multiplier, columns, x.shape[-1])
     normed = rms_norm(x, norm, epsilon)
     sides = [product(normed, packed, matrix) for matrix in range(packed.matrices)]
-    if bias is not None:
-        sides = [side + own for side, own in zip(sides, bias.reshape(-1, columns), strict=True)]
-    y = activate(activation, sides[0])
-    if len(sides) == 2:
-        y = y * sides[1]
-    return y if residual is None else y + residual
+    return finish(sides, bias, residual, activation)
 
 
 def body(
@@ -85,21 +78,15 @@ def body(
     layout: ir.Value,
 ) -> Any:
     """Trace one integer product per matrix."""
-    end = op.Reshape(columns, [1])
     normed = trace_rms_norm(op, x, norm, epsilon)
     rows = trace_rows(op, op.Reshape(normed, op.Concat([-1], op.Shape(x, start=-1), axis=0)))
     weights = trace_weights(op, weight, scale, multiplier, columns)
-    biases = None if bias is None else op.Reshape(bias, op.Concat([-1], end, axis=0))
+    shape = op.Concat(op.Shape(x, end=-1), op.Reshape(columns, [1]), axis=0)
 
     def side(matrix: int) -> Any:
-        y = weights.product(op, rows, matrix)
-        return y if biases is None else op.Add(y, op.Gather(biases, matrix, axis=0))
+        return op.Reshape(weights.product(op, rows, matrix), shape)
 
-    y = trace_activation(op, activation, side(0))
-    if _MATRICES[activation] == 2:
-        y = op.Mul(y, side(1))
-    shaped = op.Reshape(y, op.Concat(op.Shape(x, end=-1), end, axis=0))
-    return shaped if residual is None else op.Add(shaped, residual)
+    return trace_finish(op, side, columns, bias, residual, activation)
 
 
 QUANTIZED_LINEAR = Operator(
@@ -114,13 +101,7 @@ QUANTIZED_LINEAR = Operator(
     outputs=(Argument("y", ir.DataType.FLOAT, ("B", "T", "N")),),
     attributes=(
         Attribute("columns", int, dimension="N"),
-        Attribute(
-            "activation",
-            str,
-            choices=dict.fromkeys(_MATRICES, ()),
-            dimension="M",
-            sizes=_MATRICES,
-        ),
+        ACTIVATION_ATTRIBUTE,
         Attribute("epsilon", float),
         LAYOUT_ATTRIBUTE,
     ),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from drl.plugins.ops import quantized_linear
 from drl.plugins.ops.operator import Operator
+from drl.plugins.ops.projections import PROJECTED, PROJECTED_COLUMNS, trace_split
 from drl.plugins.ops.quantized_product import LAYOUT_ATTRIBUTE, weight_arguments
 from drl.plugins.ops.schema import Argument, Attribute
 
@@ -90,8 +91,7 @@ def body(
         epsilon=epsilon,
         layout=layout,
     )
-    lengths = [op.Reshape(length, [1]) for length in (query_columns, kv_columns, kv_columns)]
-    return op.Split(y, op.Concat(*lengths, axis=0), axis=-1, _outputs=3)
+    return trace_split(op, y, query_columns, kv_columns)
 
 
 QUANTIZED_PROJECTIONS = Operator(
@@ -102,17 +102,8 @@ QUANTIZED_PROJECTIONS = Operator(
         Argument("norm", ir.DataType.FLOAT, ("K",), optional=True),
         Argument("bias", ir.DataType.FLOAT, ("q+2*n",), optional=True),
     ),
-    outputs=(
-        Argument("q", ir.DataType.FLOAT, ("B", "T", "q")),
-        Argument("k", ir.DataType.FLOAT, ("B", "T", "n")),
-        Argument("v", ir.DataType.FLOAT, ("B", "T", "n")),
-    ),
-    attributes=(
-        Attribute("query_columns", int, dimension="q"),
-        Attribute("kv_columns", int, dimension="n"),
-        Attribute("epsilon", float),
-        LAYOUT_ATTRIBUTE,
-    ),
+    outputs=PROJECTED,
+    attributes=(*PROJECTED_COLUMNS, Attribute("epsilon", float), LAYOUT_ATTRIBUTE),
     reference=reference,
     body=body,
     overloaded=True,

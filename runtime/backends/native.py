@@ -1,7 +1,7 @@
 """The native operators: where their library lies, and what becomes of bundles where it is missing.
 
 Every operator also has a body of ONNX's own operators, so nothing needs the library to be right; a
-quantised bundle needs it to be fast, and ONNX Runtime must be new enough to take the bodies.
+quantised bundle needs it to be fast.
 """
 
 import re
@@ -12,24 +12,21 @@ from drl.plugins.native import Kernels, NativeLibraryError, find_library
 from drl.runtime.errors import BackendError
 from drl.runtime.manifest import Manifest
 
-# Earlier versions ignore the overloads of functions, and would run another form of an operator.
-_BODIES_SINCE = (1, 27)
 # What kernels say of weights that are newer or older than they are.
 _OTHER_LAYOUT = re.compile(r"packed weights of layout \d+; this library reads [\w ]+: [\w ]+\w")
 
 
-def native_operators(manifest: Manifest, version: str) -> Path | None:
+def native_operators(manifest: Manifest) -> Path | None:
     """The library to register with ONNX Runtime, or None where this installation has none.
 
     Warns of a quantised bundle that will run slowly.
 
     Args:
         manifest: Of the bundle that is loaded.
-        version: ONNX Runtime's.
 
     Raises:
         BackendError: The library does not load, is another version's, or is told to use
-            instructions that there are not; or the bundle needs it and it is missing.
+            instructions that there are not.
     """
     try:
         library = find_library()
@@ -38,12 +35,6 @@ def native_operators(manifest: Manifest, version: str) -> Path | None:
     except NativeLibraryError as error:
         raise BackendError(str(error)) from error
     if library.path is None and manifest.quantised:
-        if _numbers(version) < _BODIES_SINCE:
-            needed = ".".join(map(str, _BODIES_SINCE))
-            raise BackendError(
-                f"the {manifest.precision} bundle needs ONNX Runtime {needed} in the place of "
-                f"{version}, or the native kernels: {library.missing}"
-            )
         warnings.warn(
             f"the {manifest.precision} bundle will run many times slower than it could: "
             f"{library.missing}",
@@ -57,8 +48,3 @@ def other_layout(message: str) -> str | None:
     """What a kernel said of weights that it cannot read, of all that a failure says."""
     found = _OTHER_LAYOUT.search(message)
     return found.group() if found else None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: (1, 27) of `1.27.0rc1`."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])

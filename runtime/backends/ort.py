@@ -64,7 +64,7 @@ class OrtBackend(HostRules):
         super().__init__(bundle.manifest.cache.dtype)
         self._threads = choose_threads(threads)
         self._ort = import_onnxruntime()
-        self._operators = native_operators(bundle.manifest, self._ort.__version__)
+        self._operators = native_operators(bundle.manifest)
         # Bodies of operators multiply by masked entries, which kernels leave out.
         bodies = self._operators is None and bundle.manifest.quantised
         self.reads_behind = bundle.manifest.target == "portable" or bodies

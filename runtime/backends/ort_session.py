@@ -1,6 +1,7 @@
 """What backends on ONNX Runtime share: sessions, their errors, and what graphs are held to."""
 
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,25 @@ _FATAL_ONLY = 4  # errors come as exceptions, and need no line of the library's 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8)": "int8"}
 # What the library, its arenas and CUDA say where memory runs out.
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate", "alloc_failed", "bad_alloc", "bad alloc")
-_NEEDED = "1.25"  # the first version with all operators that bundles use
+# The first version that tells the bodies of one operator apart. Earlier ones would run any of them
+# where there is no kernel.
+_NEEDED = (1, 27)
 
 
 def import_onnxruntime() -> Any:
-    """The `onnxruntime` module. Raises `BackendError` if it is missing or broken."""
+    """The `onnxruntime` module. Raises `BackendError` if it is missing, broken or too old."""
+    onnxruntime = _import()
+    version = onnxruntime.__version__
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < _NEEDED:
+        needed = ".".join(map(str, _NEEDED))
+        raise BackendError(
+            f"ONNX Runtime {needed} or newer is needed, and this is {version}; "
+            f'upgrade with `pip install --upgrade "onnxruntime>={needed}"`'
+        )
+    return onnxruntime
+
+
+def _import() -> Any:
     try:
         return importlib.import_module("onnxruntime")
     except ModuleNotFoundError as error:
@@ -70,9 +85,8 @@ def open_session(
         message = " ".join(str(error).split())
         if "NOT_IMPLEMENTED" in message:
             raise BackendError(
-                f"{path.name} needs ONNX Runtime {_NEEDED} or newer, and this is "
-                f"{version} ({message}); upgrade with "
-                f'`pip install --upgrade "onnxruntime>={_NEEDED}"`'
+                f"this build of ONNX Runtime {version} lacks an operator of {path.name} "
+                f"({message}); {_INSTALL}"
             ) from error
         if refusal := other_layout(message):
             raise BackendError(f"{path.name} has {refusal}") from error

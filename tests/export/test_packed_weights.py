@@ -4,14 +4,8 @@ import pytest
 import torch
 
 from drl.export import Checkpoint, load_checkpoint
-from drl.export.packed_weights import (
-    FORMATS,
-    PackedParts,
-    each_transposed,
-    joined,
-    pack,
-    stacked,
-)
+from drl.export.packed_weights import FORMATS, PackedParts, pack
+from drl.export.weights import each_transposed, joined, stacked
 from drl.plugins.ops.packing import PackedWeights, unpack
 from tests.models import TINY, tiny_config
 

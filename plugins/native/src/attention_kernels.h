@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "drl_native.h"
+#include "row_blocks.h"
 
 namespace drl {
 
@@ -57,6 +58,7 @@ struct MatrixColumns {
   size_t stride;
   size_t depth;
   size_t count;
+  const float* next;  // columns that the next call reads; a hint, or null
 };
 
 // The most rows of a head that pass over its columns together.

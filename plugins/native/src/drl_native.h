@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 // Raised whenever a function or a struct of this file changes its meaning.
-#define DRL_NATIVE_ABI_VERSION 5
+#define DRL_NATIVE_ABI_VERSION 6
 // The layout of packed weights that these kernels read.
 #define DRL_PACKED_LAYOUT 2
 
@@ -99,13 +99,19 @@ DRL_EXPORT size_t drl_multipliers_bytes(drl_format format, uint64_t matrices, ui
 DRL_EXPORT size_t drl_scales_bytes(drl_format format, uint64_t matrices, uint64_t columns,
                                    uint64_t depth);
 
-// Rows x̂ before they are quantised: x · norm / sqrt(mean(x²) + epsilon), or x where norm is null.
+// Rows x̂ that a product reads: x · norm / sqrt(mean(x²) + epsilon), or x where norm is null.
 typedef struct drl_rows {
   const float* x;     // [count, depth]
   size_t count;
   const float* norm;  // [depth], or null
   float epsilon;
 } drl_rows;
+
+// Columns of a product.
+typedef struct drl_output {
+  float* y;        // [rows, columns]
+  size_t columns;  // 0: no such output
+} drl_output;
 
 // y = residual + activation(x̂ · Wᵀ + bias), for the columns of one matrix; or, with two matrices,
 // residual + activation(x̂ · W₀ᵀ + bias₀) ⊙ (x̂ · W₁ᵀ + bias₁).
@@ -118,15 +124,33 @@ typedef struct drl_linear {
   const float* bias;      // [matrices, columns], or null
   const float* residual;  // [rows, columns], or null; it needs a single output
   drl_activation activation;
-  struct {
-    float* y;        // [rows, columns of this output]
-    size_t columns;  // 0: no such output
-  } outputs[3];
+  drl_output outputs[3];
 } drl_linear;
 
 DRL_EXPORT size_t drl_linear_workspace_bytes(const drl_linear* linear);
 DRL_EXPORT drl_status drl_linear_run(const drl_linear* linear, drl_workspace workspace,
                                      const drl_execution* execution);
+
+// The same with float weights, in panels of DRL_FLOAT_PANEL columns: [matrices, panels, depth, 64],
+// where what is beyond the last column of a matrix is 0. NaN and infinity in a row go where
+// arithmetic takes them.
+#define DRL_FLOAT_PANEL 64
+
+typedef struct drl_float_linear {
+  size_t matrices;  // 1 or 2
+  size_t columns;
+  size_t depth;
+  const float* weights;
+  drl_rows rows;
+  const float* bias;      // [matrices, columns], or null
+  const float* residual;  // [rows, columns], or null; it needs a single output
+  drl_activation activation;
+  drl_output outputs[3];
+} drl_float_linear;
+
+DRL_EXPORT size_t drl_float_linear_workspace_bytes(const drl_float_linear* linear);
+DRL_EXPORT drl_status drl_float_linear_run(const drl_float_linear* linear, drl_workspace workspace,
+                                           const drl_execution* execution);
 
 // A language model's head: logits = (x̂ · Wᵀ)·factor + bias, and of every row the k largest and the
 // logarithm of the sum of their exponentials.

@@ -2,6 +2,7 @@
 // of the sum of their exponentials, in one pass over the weights.
 #include "attention_kernels.h"
 #include "cpu_features.h"
+#include "float_weights.h"
 #include "parallel_for.h"
 #include "quantized_rows.h"
 #include "ranked_logits.h"
@@ -62,10 +63,6 @@ struct FloatHead {
     }
   }
 };
-
-bool aligned(const float* values) {
-  return reinterpret_cast<uintptr_t>(values) % alignof(float) == 0;
-}
 
 drl_status check(const drl_float_head& call) {
   if (call.depth == 0 || call.columns == 0) return DRL_BAD_ARGUMENT;

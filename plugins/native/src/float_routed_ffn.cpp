@@ -6,6 +6,7 @@
 #include "attention_kernels.h"
 #include "cpu_features.h"
 #include "expert_groups.h"
+#include "float_weights.h"
 
 namespace drl {
 namespace {
@@ -98,10 +99,14 @@ struct FloatRoutedFfn {
     float* y = arrays.middle + row * call.inner + column;
     const size_t place = expert * call.width * call.inner + column;
     const size_t bias = expert * call.inner + column;
-    products.multiply({call.up + place, call.inner, call.width, count}, x, rows, y, call.inner);
+    const float* up = call.up + place;
+    const float* gate = gated() ? call.gate + place : nullptr;
+    const float* next = column + count < call.inner ? up + count : nullptr;
+    products.multiply({up, call.inner, call.width, count, gated() ? gate : next}, x, rows, y,
+                      call.inner);
     add_bias(call.up_bias, bias, rows, count, y, call.inner);
     if (gated()) {
-      products.multiply({call.gate + place, call.inner, call.width, count}, x, rows, opened, count);
+      products.multiply({gate, call.inner, call.width, count, next}, x, rows, opened, count);
       add_bias(call.gate_bias, bias, rows, count, opened, count);
     }
     for (size_t i = 0; i < rows; ++i) {
@@ -132,7 +137,9 @@ struct FloatRoutedFfn {
     const size_t matrix = active.expert * call.inner * call.width;
     for (size_t done = 0; done < active.count; done += kSumRows) {
       const size_t first = active.first + done, rows = smaller(kSumRows, active.count - done);
-      products.multiply({call.down + matrix + column, call.width, call.inner, count},
+      const float* down = call.down + matrix + column;
+      const float* next = column + count < call.width ? down + count : nullptr;
+      products.multiply({down, call.width, call.inner, count, next},
                         arrays.middle + first * call.inner, rows, totals, count);
       add_bias(call.down_bias, active.expert * call.width + column, rows, count, totals, count);
       for (size_t i = 0; i < rows; ++i) {
@@ -150,10 +157,6 @@ struct FloatRoutedFfn {
     }
   }
 };
-
-bool aligned(const float* values) {
-  return reinterpret_cast<uintptr_t>(values) % alignof(float) == 0;
-}
 
 drl_status check(const drl_float_routed_ffn& call) {
   if (call.width == 0 || call.inner == 0) return DRL_BAD_ARGUMENT;

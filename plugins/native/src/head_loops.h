@@ -21,7 +21,7 @@ struct HeadTile {
   size_t column;
 
   template <size_t Rows>
-  void run(size_t row) const {
+  [[gnu::flatten]] void run(size_t row) const {
     Vector sums[Rows][kTileSlots];
     // Weights are asked for ahead, as this code waits for memory where rows are few. Each tile asks
     // for its share, since it would wait as well if one asked for all.

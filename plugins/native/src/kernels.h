@@ -43,7 +43,7 @@ constexpr bool exists(drl_activation activation) {
 
 constexpr size_t ceil_div(size_t value, size_t unit) { return (value + unit - 1) / unit; }
 
-// A row of activations before it is quantised: x · norm / sqrt(mean(x²) + epsilon).
+// A row of activations before it is quantised or multiplied: x · norm / sqrt(mean(x²) + epsilon).
 struct RowSource {
   const float* x;     // [depth]
   const float* norm;  // [depth], or null: x as it is
@@ -99,6 +99,9 @@ struct Kernels {
   // scale = max|x̂| / 127, q = round(x̂ · (127 / max|x̂|)). A row with NaN or infinity gets scale
   // NaN and q = 0; one whose largest magnitude is below kSmallestMagnitude gets 0.
   void (*quantize_row)(const RowSource& row, drl_format format, const RowTarget& target);
+
+  // y[depth] is the row of a source that has a norm.
+  void (*normalize_row)(const RowSource& row, float* y);
 
   Tile tiles[kFormats];  // by drl_format
 

@@ -1,8 +1,7 @@
 // y = residual + activation(x̂ · Wᵀ + bias), gated or not: quantise the rows, then multiply them
 // with panels of weights.
-#include <cstring>
-
 #include "cpu_features.h"
+#include "linear_outputs.h"
 #include "quantized_rows.h"
 
 namespace drl {
@@ -18,6 +17,7 @@ struct Linear {
   const Kernels& kernels;
   PackedWeights weights;
   QuantizedRows rows;
+  LinearOutputs outputs{call.outputs};
 
   bool gated() const { return weights.matrices() == 2; }
   size_t blocks() const { return ceil_div(call.rows.count, kernels.tile_rows); }
@@ -49,7 +49,7 @@ struct Linear {
     }
     const size_t column = panel * kPanelColumns, columns = weights.columns_of(panel);
     const Dequantization how = dequantization(0, panel);
-    const Destination whole = inside_one_output(column, columns);
+    const LinearOutputs::Destination whole = outputs.inside_one(column, columns);
     for (size_t i = 0; i < block.rows; ++i) {
       const size_t row = block.first + i, place = i * kPanelColumns;
       float buffer[kPanelColumns];
@@ -63,7 +63,7 @@ struct Linear {
         const float* residual = call.residual + row * weights.columns() + column;
         kernels.accumulate(residual, 1.0f, columns, y);
       }
-      if (whole.y == nullptr) split(row, column, columns, buffer);
+      if (whole.y == nullptr) outputs.split(row, column, columns, buffer);
     }
   }
 
@@ -80,50 +80,12 @@ struct Linear {
     return {weights.scales(matrix, panel), call.bias == nullptr ? nullptr : call.bias + column,
             1.0f, gated() ? DRL_ACTIVATION_NONE : call.activation, weights.columns_of(panel)};
   }
-
-  // Where some columns of row 0 lie, and how far from there those of the next row.
-  struct Destination {
-    float* y;
-    size_t stride;
-  };
-
-  // Null if the columns lie in more than one output.
-  Destination inside_one_output(size_t column, size_t columns) const {
-    for (const auto& output : call.outputs) {
-      if (column + columns <= output.columns) return {output.y + column, output.columns};
-      if (column < output.columns) break;
-      column -= output.columns;
-    }
-    return {nullptr, 0};
-  }
-
-  void split(size_t row, size_t column, size_t columns, const float* values) const {
-    for (const auto& output : call.outputs) {
-      const size_t left = column < output.columns ? output.columns - column : 0;
-      const size_t count = columns < left ? columns : left;
-      if (count > 0) {
-        float* y = output.y + row * output.columns + column;
-        std::memcpy(y, values, count * sizeof(float));
-      }
-      values += count;
-      columns -= count;
-      column = left > 0 ? 0 : column - output.columns;
-    }
-  }
 };
 
 drl_status check(const drl_linear& call, const PackedWeights& weights) {
   if (weights.matrices() > 2) return DRL_SHAPES_DIFFER;
   if (call.rows.x == nullptr || !exists(call.activation)) return DRL_BAD_ARGUMENT;
-  size_t columns = 0, outputs = 0;
-  for (const auto& output : call.outputs) {
-    if (output.columns == 0) continue;
-    if (output.y == nullptr || output.columns > weights.columns()) return DRL_BAD_ARGUMENT;
-    columns += output.columns;
-    ++outputs;
-  }
-  if (columns != weights.columns()) return DRL_SHAPES_DIFFER;
-  return call.residual != nullptr && outputs != 1 ? DRL_BAD_ARGUMENT : DRL_OK;
+  return LinearOutputs(call.outputs).check(weights.columns(), call.residual);
 }
 
 drl_status run(const drl_linear& call, drl_workspace workspace, const drl_execution& execution) {

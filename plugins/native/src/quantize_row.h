@@ -30,6 +30,11 @@ inline float norm_factor(const float* x, size_t depth, float epsilon) {
   return 1.0f / __builtin_sqrtf(mean + epsilon);
 }
 
+void normalize_row(const RowSource& row, float* y) {
+  const Normalized normalized{row.norm, norm_factor(row.x, row.depth, row.epsilon)};
+  for (size_t i = 0; i < row.depth; ++i) y[i] = normalized(row.x[i], i);
+}
+
 inline void store_quads(const int8_t* values, size_t count, size_t stride, int32_t* out) {
   if (stride == 1) {
     std::memcpy(out, values, count * kQuad);

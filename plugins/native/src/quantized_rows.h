@@ -3,23 +3,11 @@
 
 #include "packed_weights.h"
 #include "parallel_for.h"
+#include "row_blocks.h"
 #include "task_size.h"
 #include "workspace.h"
 
 namespace drl {
-
-// Consecutive rows that pass through a tile together.
-struct RowBlock {
-  size_t first;
-  size_t rows;
-};
-
-// Block `index` of `rows` rows, which are shared out evenly: 13 rows make 7 and 6, not 12 and 1.
-inline RowBlock block_of(size_t rows, size_t tile_rows, size_t index) {
-  const size_t blocks = ceil_div(rows, tile_rows);
-  const size_t first = index * rows / blocks;
-  return {first, (index + 1) * rows / blocks - first};
-}
 
 class QuantizedRows {
  public:

@@ -82,6 +82,7 @@ constexpr Kernels make_kernels() {
                 "tiles are found by their format");
   return {Micro::kRows,
           quantize_row,
+          normalize_row,
           {run_tile<Micro, DRL_FORMAT_INT8>, run_tile<Micro, DRL_FORMAT_INT4>,
            run_tile<Micro, DRL_FORMAT_INT8_BLOCK>},
           dequantize,

@@ -13,7 +13,7 @@ import torch
 
 from drl.export import ExportOptions, ExportReport, export, load_checkpoint, save_checkpoint
 from drl.export.exporter import emit_graphs
-from drl.export.graph import quantized
+from drl.export.graph import fused, quantized
 from drl.export.model import DualRouterModel, ModelConfig, PathConfig
 from drl.export.options import KvCache, Precision
 from drl.export.verify_quantized import compare_quantized, expect_quantized
@@ -311,23 +311,23 @@ def test_a_skipped_layer_does_no_work(tmp_path: Path) -> None:
 
 
 def without_residual(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = quantized.QuantizedEmitter.linear
+    original = fused.FusedEmitter.linear
     monkeypatch.setattr(
-        quantized.QuantizedEmitter,
+        fused.FusedEmitter,
         "linear",
         lambda self, name, x, *, residual=None: original(self, name, x),
     )
 
 
 def without_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = quantized._split
-    monkeypatch.setattr(quantized, "_split", lambda x: (original(x)[0], None))
+    original = fused.split
+    monkeypatch.setattr(fused, "split", lambda x: (original(x)[0], None))
 
 
 def without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = quantized.QuantizedEmitter._product
+    original = fused.FusedEmitter._product
     monkeypatch.setattr(
-        quantized.QuantizedEmitter,
+        fused.FusedEmitter,
         "_product",
         lambda self, x, weight, columns, activation, bias, residual=None: original(
             self, x, weight, columns, activation, None, residual
@@ -336,13 +336,13 @@ def without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gate_and_up_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = quantized.stacked
-    monkeypatch.setattr(quantized, "stacked", lambda names: original(names[::-1]))
+    original = fused.stacked
+    monkeypatch.setattr(fused, "stacked", lambda names: original(names[::-1]))
 
 
 def query_and_value_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = quantized.joined
-    monkeypatch.setattr(quantized, "joined", lambda names: original(names[::-1]))
+    original = fused.joined
+    monkeypatch.setattr(fused, "joined", lambda names: original(names[::-1]))
 
 
 def experts_in_disorder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,6 @@ def test_every_pass_that_is_named_exists() -> None:
     (table,) = [table for table in tables(PAGE) if table.heading == "Passes"]
     named = {code(row[0]) for row in table.rows}
     assert named <= set(passes.__all__)
-    others = {"AppendFunctionBodies", "LowerCachedAttention", "RankTokens"}
+    others = {"AppendFunctionBodies", "LowerCachedAttention"}
     others |= {"ForceRoutes", "TapLayers"}
     assert named == set(passes.__all__) - others

@@ -55,14 +55,13 @@ def sealed(folder: Path) -> Bundle:
 
 
 def epsilon(namespace: str, value: float = 0.1) -> Change:
-    """Give the norm of a module another epsilon."""
+    """Give a norm another epsilon, by its module or by that of the product that does it."""
 
     def change(model: ir.Model) -> None:
         (norm,) = (
             node
             for node in model.graph.all_nodes()
-            if node.op_type == "RMSNormalization"
-            and node.metadata_props.get("namespace") == namespace
+            if node.metadata_props.get("namespace") == namespace and "epsilon" in node.attributes
         )
         norm.attributes["epsilon"] = ir.AttrFloat32("epsilon", value)
 

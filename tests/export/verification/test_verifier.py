@@ -88,7 +88,7 @@ MISTAKES: dict[str, tuple[str, Change, tuple[str, str]]] = {
     "encoder, final norm": ("encoder.onnx", epsilon("encoder/norm"), ("encoder.norm", "")),
     "decoder, cross-attention on all paths": (
         "decoder.onnx",
-        epsilon("decoder/layers.3/cross_attention_norm"),
+        epsilon("decoder/layers.3/cross_attention/q"),
         ("decoder.layers.3.cross_attention", "fast"),
     ),
     "decoder, a layer of one path alone": (
@@ -101,7 +101,7 @@ MISTAKES: dict[str, tuple[str, Change, tuple[str, str]]] = {
         attribute("decoder/layers.2/self_attention", "scale", 0.5),
         ("decoder.layers.2.self_attention", "balanced"),
     ),
-    "decoder, final norm": ("decoder.onnx", epsilon("decoder/norm"), ("head", "fast")),
+    "decoder, final norm": ("decoder.onnx", epsilon("head"), ("head", "fast")),
 }
 
 
@@ -152,7 +152,7 @@ WEIGHTS: dict[str, tuple[str, Callable[[np.ndarray], None], tuple[str, str]]] = 
     "FFN": ("encoder.layers.2.ffn.up.weight", scaled, ("encoder.layers.2.ffn", "")),
     "an expert": ("decoder.layers.1.ffn.experts.down", scaled, ("decoder.layers.1.ffn", "full")),
     "cross-attention": (
-        "decoder.layers.2.cross_attention.q.weight",
+        "decoder.layers.2.cross_attention_norm.weight",
         scaled,
         ("decoder.layers.2.cross_attention", "balanced"),
     ),
@@ -177,6 +177,17 @@ def test_a_changed_weight_is_named_against_the_checkpoint(
     assert culprit(report) == expected
     # without it, the reference has the same weights, and the graphs are right
     assert report_of(bundle, "ort-cpu", layers=True).passed
+
+
+def test_panels_that_differ_from_the_canonical_weights_are_named_without_a_checkpoint(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    tensor = "decoder.layers.2.cross_attention.q.weight.panels"
+    bundle = with_weights(tiny_bundle, tmp_path / "bundle", tensor, scaled)
+    report = report_of(bundle, "ort-cpu", layers=True)
+    assert not report.passed
+    assert culprit(report) == ("decoder.layers.2.cross_attention", "balanced")
+    assert report_of(bundle, "portable", layers=True).passed
 
 
 def test_a_router_that_chooses_others_is_told_from_drift(
@@ -204,7 +215,7 @@ def test_a_router_that_chooses_others_is_told_from_drift(
 
 
 def test_drift_without_flips_stays_with_forced_routes(tiny_bundle: Path, tmp_path: Path) -> None:
-    change = epsilon("decoder/norm", 0.01)  # after every router
+    change = epsilon("head", 0.01)  # after every router
     bundle = damaged(tiny_bundle, tmp_path / "bundle", "decoder.onnx", change)
     report = report_of(bundle, "ort-cpu", force_routes=True)
     assert report.forced is not None

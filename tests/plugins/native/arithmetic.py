@@ -55,6 +55,29 @@ def linear(
         return y if residual is None else y + residual
 
 
+def float_linear(
+    x: Float32,
+    weights: Float32,
+    bias: Float32 | None = None,
+    activation: str = "none",
+    *,
+    norm: RmsNorm | None = None,
+    residual: Float32 | None = None,
+) -> Float32:
+    """The linear of float weights [M, N, K], with ReLU or nothing."""
+    with np.errstate(all="ignore"):
+        normed = x if norm is None else normalize(x, norm)
+        biases = None if bias is None else bias.reshape(len(weights), -1)
+        by_depth = weights.swapaxes(1, 2)
+        sides = [_product(normed, by_depth, biases, matrix) for matrix in range(len(weights))]
+        y = sides[0]
+        if activation == "relu":
+            y = np.where(y < 0, np.float32(0), y)
+        if len(sides) == 2:
+            y = y * sides[1]
+        return y if residual is None else y + residual
+
+
 def float_head(
     x: Float32, weight: Float32, bias: Float32 | None = None, *, factor: float = 1.0
 ) -> Float32:

@@ -1,4 +1,4 @@
-// Drives the linear, the heads, the routed layer and the gather under the sanitizers for memory,
+// Drives the linears, the heads, the routed layers and the gather under the sanitizers for memory,
 // undefined behaviour and threads.
 //
 // Buffers are exactly as large as the interface asks for. Results are compared with a plain loop,
@@ -120,6 +120,95 @@ void check_dressed_linear(size_t columns, size_t depth, size_t rows) {
     for (const auto& part : parts) all.insert(all.end(), part.begin(), part.end());
     if (first.empty()) first = all;
     require(same(all, first), "dressed linear: the same bits everywhere");
+  }
+}
+
+// x · weight + bias of a column, in double, and how far from it a sum of floats may be.
+struct Sum {
+  double value, allowed;
+};
+
+Sum float_sum(const double* x, const float* weight, size_t stride, size_t depth, float bias) {
+  double sum = bias, size = std::fabs(sum);
+  for (size_t k = 0; k < depth; ++k) {
+    const double product = x[k] * weight[k * stride];
+    sum += product;
+    size += std::fabs(product);
+  }
+  return {sum, size * 1e-5 + 1e-6};
+}
+
+std::vector<double> normalized(const float* x, const float* norm, size_t depth) {
+  std::vector<double> y(x, x + depth);
+  if (norm == nullptr) return y;
+  double squares = 0;
+  for (double value : y) squares += value * value;
+  const double factor = 1 / std::sqrt(squares / static_cast<double>(depth) + 1e-3);
+  for (size_t k = 0; k < depth; ++k) y[k] *= factor * norm[k];
+  return y;
+}
+
+// With everything that may come before and after the products, or some of it. Weights that follow
+// the last ones are asked for ahead, and must not be read; numbers stand where padding lies.
+void check_float_linear(size_t columns, size_t depth, size_t rows) {
+  constexpr size_t kPanel = DRL_FLOAT_PANEL;
+  const size_t matrices = 1 + below(2), panels = (columns + kPanel - 1) / kPanel;
+  const bool normed = below(2) == 0, biased = below(2) == 0, split = below(2) == 0;
+  const bool added = !split && below(2) == 0;
+  const size_t cut = below(columns + 1), other = below(columns - cut + 1);
+  const size_t widths[3] = {split ? cut : columns, split ? other : 0,
+                            split ? columns - cut - other : 0};
+  const std::vector<float> x = draw(rows * depth), norm = draw(depth);
+  const std::vector<float> weights = draw(matrices * panels * depth * kPanel);
+  const std::vector<float> bias = draw(matrices * columns), residual = draw(rows * columns);
+  std::vector<float> first;
+  for (const drl_execution& execution : executions()) {
+    std::vector<float> parts[3], all;
+    drl_float_linear call{};
+    call.matrices = matrices;
+    call.columns = columns;
+    call.depth = depth;
+    call.weights = weights.data();
+    call.rows = {x.data(), rows, normed ? norm.data() : nullptr, 1e-3f};
+    call.bias = biased ? bias.data() : nullptr;
+    call.residual = added ? residual.data() : nullptr;
+    call.activation = DRL_ACTIVATION_RELU;
+    for (size_t i = 0; i < 3; ++i) {
+      parts[i].resize(rows * widths[i]);
+      call.outputs[i] = {parts[i].data(), widths[i]};
+    }
+    Memory memory(drl_float_linear_workspace_bytes(&call));
+    require(drl_float_linear_run(&call, memory.workspace(), &execution) == DRL_OK, "float linear");
+    for (size_t row = 0; row < rows; ++row) {
+      for (size_t i = 0; i < 3; ++i) {
+        const auto start = parts[i].begin() + static_cast<std::ptrdiff_t>(row * widths[i]);
+        all.insert(all.end(), start, start + static_cast<std::ptrdiff_t>(widths[i]));
+      }
+    }
+    if (first.empty()) first = all;
+    require(same(all, first), "float linear: the same bits everywhere");
+  }
+  for (size_t row = 0; row < rows; ++row) {
+    const std::vector<double> own =
+        normalized(x.data() + row * depth, normed ? norm.data() : nullptr, depth);
+    for (size_t column = 0; column < columns; ++column) {
+      Sum sums[2];
+      for (size_t matrix = 0; matrix < matrices; ++matrix) {
+        const size_t panel = matrix * panels + column / kPanel;
+        const float* weight = weights.data() + panel * depth * kPanel + column % kPanel;
+        sums[matrix] = float_sum(own.data(), weight, kPanel, depth,
+                                 biased ? bias[matrix * columns + column] : 0.0f);
+      }
+      double right = std::fmax(sums[0].value, 0), allowed = sums[0].allowed;
+      if (matrices == 2) {
+        allowed = allowed * (std::fabs(sums[1].value) + sums[1].allowed) + right * sums[1].allowed;
+        right *= sums[1].value;
+      }
+      const size_t place = row * columns + column;
+      if (added) right += residual[place];
+      require(std::fabs(first[place] - right) <= allowed + std::fabs(right) * 1e-6,
+              "float linear: near the plain loop");
+    }
   }
 }
 
@@ -321,6 +410,59 @@ void check_float_routed_refusals(const drl_execution& execution) {
   require(drl_float_routed_ffn_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
 }
 
+void check_float_linear_refusals(const drl_execution& execution) {
+  const std::vector<float> numbers = draw(2 * 2 * 7 * DRL_FLOAT_PANEL), before = draw(2 * 70);
+  std::vector<float> y = before;
+  drl_float_linear call{};
+  call.matrices = 2;
+  call.columns = 70;
+  call.depth = 7;
+  call.weights = numbers.data();
+  call.rows = {numbers.data(), 2, numbers.data(), 0.0f};
+  call.outputs[0] = {y.data(), 70};
+  Memory enough(drl_float_linear_workspace_bytes(&call));
+  Memory small(drl_float_linear_workspace_bytes(&call) - 1);
+  require(drl_float_linear_run(&call, small.workspace(), &execution) == DRL_WORKSPACE_TOO_SMALL &&
+              drl_float_linear_run(&call, {nullptr, 1 << 20}, &execution) ==
+                  DRL_WORKSPACE_TOO_SMALL,
+          "a workspace that is too small");
+  for (int odd = 0; odd < 10; ++odd) {
+    drl_float_linear wrong = call;
+    if (odd == 0) wrong.columns = 0;
+    if (odd == 1) wrong.depth = 0;
+    if (odd == 2) wrong.rows.x = nullptr;
+    if (odd == 3) wrong.weights = nullptr;
+    if (odd == 4) wrong.weights = reinterpret_cast<const float*>(1);
+    if (odd == 5) wrong.activation = static_cast<drl_activation>(5);
+    if (odd == 6) wrong.outputs[0].y = nullptr;
+    if (odd == 7) wrong.outputs[0].columns = 71;
+    if (odd == 8) wrong.outputs[1] = {y.data(), SIZE_MAX};
+    if (odd == 9) {
+      wrong.residual = numbers.data();
+      wrong.outputs[0].columns = 69;
+      wrong.outputs[1] = {y.data(), 1};
+    }
+    require(drl_float_linear_run(&wrong, enough.workspace(), &execution) == DRL_BAD_ARGUMENT,
+            "an impossible argument of a linear");
+  }
+  for (int odd = 0; odd < 5; ++odd) {
+    drl_float_linear wrong = call;
+    if (odd == 0) wrong.matrices = 0;
+    if (odd == 1) wrong.matrices = 3;
+    if (odd == 2) wrong.outputs[0].columns = 69;
+    if (odd == 3) wrong.outputs[1] = {y.data(), 1};
+    if (odd == 4) wrong.outputs[0].columns = 0;
+    require(drl_float_linear_run(&wrong, enough.workspace(), &execution) == DRL_SHAPES_DIFFER,
+            "columns or matrices that do not fit");
+  }
+  require(same(y, before), "a refused call writes nothing");
+  require(drl_float_linear_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT &&
+              drl_float_linear_run(&call, enough.workspace(), nullptr) == DRL_BAD_ARGUMENT,
+          "null");
+  call.rows.norm = nullptr;
+  require(drl_float_linear_run(&call, {}, &execution) == DRL_OK, "no norm needs no workspace");
+}
+
 void check_routed_refusals(const drl_execution& execution) {
   const Packed up(DRL_FORMAT_INT8, 2, 5, 7), down(DRL_FORMAT_INT8, 2, 7, 5);
   const std::vector<float> x = draw(7), gates = draw(1), before = draw(7);
@@ -396,6 +538,7 @@ void check_refusals() {
   }
   require(drl_float_head_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
   check_float_routed_refusals(execution);
+  check_float_linear_refusals(execution);
   head.k = 3;
   require(drl_head_run(&head, memory.workspace(), &execution) == DRL_BAD_ARGUMENT, "no values");
   require(drl_linear_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
@@ -416,6 +559,7 @@ int main() {
   for (int round = 0; round < 150; ++round) {
     check_linear(any_format(), 1 + below(140), 1 + below(300), below(30));
     check_dressed_linear(1 + below(140), 1 + below(300), below(30));
+    check_float_linear(1 + below(200), 1 + below(300), below(30));
     const size_t columns = 1 + below(300);
     check_head(any_format(), columns, 1 + below(90), below(20), below(columns + 1));
     check_float_head(columns, 1 + below(90), below(20), below(columns + 1));
@@ -423,6 +567,8 @@ int main() {
     check_float_routed(1 + below(9), 1 + below(90), 1 + below(70), below(40), below(5));
     check_gather(1 + below(100), 1 + below(100));
   }
+  for (size_t rows : {1, 20, 200}) check_float_linear(1030, 260, rows);
+  for (size_t rows : {95, 96, 97, 193}) check_float_linear(130, 40, rows);
   for (size_t rows : {1, 2, 20}) check_float_head(1501, 130, rows, 5);
   check_routed(5, 600, 260, 1, 2);
   check_routed(5, 600, 260, 130, 2);

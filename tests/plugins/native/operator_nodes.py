@@ -10,6 +10,8 @@ from drl.plugins.ops import (
     CROSS_ATTENTION,
     EXPERT_ROUTE,
     HEAD,
+    LINEAR,
+    PROJECTIONS,
     QUANTIZE_STATES,
     QUANTIZED_CACHED_ATTENTION,
     QUANTIZED_CROSS_ATTENTION,
@@ -22,22 +24,32 @@ from drl.plugins.ops import (
 )
 from drl.plugins.ops.activations import GATED
 from drl.plugins.ops.packing import LAYOUT, pack_int4, pack_int8, pack_int8_block
+from drl.plugins.ops.panels import pack_panels
 from drl.plugins.ops.state_rows import quantize_states
 from tests.plugins.native.operator_graphs import Node, draw
 from tests.plugins.ops.case import Array
 
 FORMATS = {"int8": pack_int8, "int4": pack_int4, "int8-block": pack_int8_block}
+PANELS = "float"  # the form of float weights
 SHAPES = ((1, 1), (2, 3), (1, 40), (0, 1), (2, 0))  # [B, T]
 
 
 def weights(form: str, matrices: int, columns: int, depth: int, name: str = "") -> dict[str, Array]:
-    """The inputs that hold packed weights: `weight`, `scale`, … or `up`, `up_scale`, …."""
-    packed = FORMATS[form](draw(matrices, columns, depth, scale=depth**-0.5))
+    """The inputs that hold weights: `weight`, `scale`, … or `up`, `up_scale`, …."""
+    drawn = draw(matrices, columns, depth, scale=depth**-0.5)
+    if form == PANELS:
+        return {name or "weight": pack_panels(drawn)}
+    packed = FORMATS[form](drawn)
     start = f"{name}_" if name else ""
-    arrays = {name or "weight": packed.values, f"{start}scale": packed.scales}
+    arrays: dict[str, Array] = {name or "weight": packed.values, f"{start}scale": packed.scales}
     if packed.multipliers is not None:
         arrays[f"{start}multiplier"] = packed.multipliers
     return arrays
+
+
+def layout(form: str) -> dict[str, int]:
+    """The attribute of operators with packed weights."""
+    return {} if form == PANELS else {"layout": LAYOUT}
 
 
 def linear(
@@ -55,9 +67,9 @@ def linear(
         "residual": draw(*shape, columns),
     }
     inputs = {"x": draw(*shape, depth), **weights(form, matrices, columns, depth)}
-    attributes = {"columns": columns, "activation": activation, "epsilon": 1e-6, "layout": LAYOUT}
+    attributes = {"columns": columns, "activation": activation, "epsilon": 1e-6, **layout(form)}
     return Node(
-        QUANTIZED_LINEAR,
+        LINEAR if form == PANELS else QUANTIZED_LINEAR,
         {**inputs, **{name: extra[name] for name in optional}},
         attributes,
         "-".join((form, activation, *optional, str(shape))),
@@ -70,9 +82,9 @@ def projections(
     queries, kv, depth = 48, 20, 40
     extra = {"norm": draw(depth), "bias": draw(queries + 2 * kv)}
     inputs = {"x": draw(*shape, depth), **weights(form, 1, queries + 2 * kv, depth)}
-    attributes = {"query_columns": queries, "kv_columns": kv, "epsilon": 1e-6, "layout": LAYOUT}
+    attributes = {"query_columns": queries, "kv_columns": kv, "epsilon": 1e-6, **layout(form)}
     return Node(
-        QUANTIZED_PROJECTIONS,
+        PROJECTIONS if form == PANELS else QUANTIZED_PROJECTIONS,
         {**inputs, **{name: extra[name] for name in optional}},
         attributes,
         "-".join((form, *optional, str(shape))),
@@ -268,6 +280,8 @@ def of_every_operator() -> list[Node]:
     return [
         linear("int4", "silu_glu", optional=("norm", "bias", "residual")),
         projections("int8-block", optional=("norm", "bias")),
+        linear(PANELS, "silu_glu", optional=("norm", "bias", "residual")),
+        projections(PANELS, optional=("norm", "bias")),
         routed_ffn(optional=("up_bias", "down_bias", "gate_bias", "residual")),
         float_routed_ffn(optional=("up_bias", "down_bias", "gate_bias")),
         head(candidates=5, optional=("norm", "bias")),
@@ -282,17 +296,23 @@ def of_every_operator() -> list[Node]:
     ]
 
 
-def all_nodes() -> Iterator[Node]:
-    for form in FORMATS:
-        for activation in ("none", *GATED):
-            yield linear(form, activation)
-        for optional in (("norm",), ("bias",), ("residual",), ("norm", "bias", "residual")):
-            yield linear(form, "gelu_glu", optional=optional)
-            yield linear(form, "gelu", optional=optional)
-        for shape in SHAPES:
-            yield linear(form, "silu_glu", shape, optional=("norm", "bias", "residual"))
+def linears(form: str) -> Iterator[Node]:
+    for activation in ("none", *GATED):
+        yield linear(form, activation)
+    for optional in (("norm",), ("bias",), ("residual",), ("norm", "bias", "residual")):
+        yield linear(form, "gelu_glu", optional=optional)
+        yield linear(form, "gelu", optional=optional)
+    for shape in SHAPES:
+        yield linear(form, "silu_glu", shape, optional=("norm", "bias", "residual"))
         for given in ((), ("norm",), ("bias",), ("norm", "bias")):
-            yield from (projections(form, shape, given) for shape in SHAPES)
+            yield projections(form, shape, given)
+
+
+def all_nodes() -> Iterator[Node]:
+    yield from linears(PANELS)
+    for form in FORMATS:
+        yield from linears(form)
+        for given in ((), ("norm",), ("bias",), ("norm", "bias")):
             yield from (head(form, (2, 3), candidates, given) for candidates in (0, 1, 8, 101))
         yield from (head(form, shape, k, ("norm",)) for shape in SHAPES for k in (0, 4))
         for activation, gated in GATED.items():

@@ -9,6 +9,7 @@ import pytest
 
 from tests.plugins.native.operator_graphs import Node, graph_model, run, same_bits, session
 from tests.plugins.native.operator_nodes import (
+    PANELS,
     cached_attention,
     cross_attention,
     expert_route,
@@ -74,16 +75,24 @@ def test_an_attribute_that_is_missing_or_of_another_type_is_named(node: Node) ->
         assert line in refusal(changed(node, name, wrong))
 
 
-def test_a_count_must_be_positive() -> None:
-    for value in (0, -1, 2**31):
-        message = refusal(changed(linear(), "columns", value))
-        assert f"columns must be in [1, 2147483647] and is {value}" in message
+@pytest.mark.parametrize("form", ["int8", PANELS])
+def test_a_count_must_be_positive(form: str) -> None:
+    for node, name in (
+        (linear(form), "columns"),
+        (projections(form), "query_columns"),
+        (projections(form), "kv_columns"),
+    ):
+        for value in (0, -1, 2**31):
+            message = refusal(changed(node, name, value))
+            sentence = f"attribute {name} must be in [1, 2147483647] and is {value}"
+            assert f"{node.operator.name}: {sentence}" in message
 
 
 def test_an_activation_that_does_not_exist_is_refused_with_those_that_do() -> None:
     known = "relu, gelu, gelu_tanh, silu, silu_glu, gelu_glu"
-    message = refusal(changed(linear(), "activation", "softmax"))
-    assert f"must be one of none, {known} and is softmax" in message
+    for form in ("int8", PANELS):
+        message = refusal(changed(linear(form), "activation", "softmax"))
+        assert f"must be one of none, {known} and is softmax" in message
     message = refusal(changed(routed_ffn(), "activation", "none"))
     assert f"must be one of {known} and is none" in message
 
@@ -104,6 +113,7 @@ def test_every_dimension_of_every_input_is_checked(node: Node) -> None:
         "QuantizedGather": ("tokens", (0, 1)),
         "QuantizedHead": ("x", (0, 1)),
         "Head": ("x", (0, 1)),
+        "Projections": ("x", (0, 1)),
         "QuantizedProjections": ("x", (0, 1)),
         "CrossAttention": ("q", (1,)),
         "QuantizedCrossAttention": ("q", (1,)),
@@ -144,6 +154,28 @@ def test_a_message_gives_the_shape_that_is_needed() -> None:
     assert "QuantizedLinear: x must have 3 dimensions and is [3, 37]" in refusal(node)
     node = changed(routed_ffn(), "up", np.zeros((4, 3), np.uint8))
     assert "up must have 5 or 6 dimensions and is [4, 3]" in refusal(node)
+
+
+def test_a_message_gives_the_shape_of_panels_that_is_needed() -> None:
+    node = linear(PANELS, "silu_glu", (2, 3), 70, 37, ("norm", "bias", "residual"))
+    for name, needed, wrong in (
+        ("weight", "[2, 2, 37, 64]", (1, 2, 37, 64)),
+        ("weight", "[2, 2, 37, 64]", (2, 1, 37, 64)),
+        ("weight", "[2, 2, 37, 64]", (2, 2, 38, 64)),
+        ("weight", "[2, 2, 37, 64]", (2, 2, 37, 32)),
+        ("norm", "[37]", (36,)),
+        ("bias", "[140]", (70,)),
+        ("residual", "[2, 3, 70]", (2, 3, 71)),
+    ):
+        message = refusal(changed(node, name, np.zeros(wrong, np.float32)))
+        assert f" Linear: {name} must be {needed} and is {list(wrong)}" in message
+    node = projections(PANELS, (2, 3), ("norm", "bias"))  # of 48 and twice 20 columns
+    message = refusal(changed(node, "kv_columns", 41))
+    assert " Projections: weight must be [1, 3, 40, 64] and is [1, 2, 40, 64]" in message
+    message = refusal(changed(node, "bias", np.zeros(48, np.float32)))
+    assert " Projections: bias must be [88] and is [48]" in message
+    message = refusal(changed(node, "x", np.zeros((3, 40), np.float32)))
+    assert " Projections: x must have 3 dimensions and is [3, 40]" in message
 
 
 def test_a_gate_must_fit_the_activation() -> None:
@@ -223,6 +255,11 @@ def test_a_dimension_that_must_not_be_empty_is_named() -> None:
     flat = {name: node.inputs[name][..., :0] for name in ("q", "k", "v", "past_k", "past_v")}
     message = refusal(replace(node, inputs={**node.inputs, **flat}))
     assert "past_k must have at least one number in a head and is [2, 2, 10, 0]" in message
+    for node in (linear(PANELS), projections(PANELS)):
+        flat = {"x": node.inputs["x"][..., :0], "weight": node.inputs["weight"][:, :, :0]}
+        message = refusal(replace(node, inputs={**node.inputs, **flat}))
+        sentence = "x must have at least one number in a state and is [2, 3, 0]"
+        assert f" {node.operator.name}: {sentence}" in message
     node = expert_route()
     flat = {"hidden": node.inputs["hidden"][..., :0], "weight": node.inputs["weight"][:0]}
     message = refusal(replace(node, inputs={**node.inputs, **flat}))

@@ -18,6 +18,7 @@ from tests.plugins.native.operator_graphs import (
     session,
 )
 from tests.plugins.native.operator_nodes import (
+    PANELS,
     all_nodes,
     cached_attention,
     cross_attention,
@@ -61,6 +62,10 @@ LARGE = [
     linear("int8", "silu_glu", (1, 40), 1030, 260, ("norm", "bias", "residual")),
     linear("int4", "gelu", (3, 7), 1030, 260, ("bias",)),
     projections("int8", (2, 60), ("norm",)),
+    linear(PANELS, "silu_glu", (1, 40), 1030, 260, ("norm", "bias", "residual")),
+    linear(PANELS, "gelu", (1, 1), 1030, 260, ("bias",)),
+    linear(PANELS, "none", (3, 100), 200, 260, ("norm",)),
+    projections(PANELS, (2, 600), ("norm",)),
     routed_ffn("int4", "silu_glu", (3, 40), (), 132, 300),
     head("int8", (4, 1), 16, columns=5000),
     head("int8", (4, 3), 0, columns=5000),
@@ -94,8 +99,9 @@ def test_threads_may_run_one_session_at_once(node: Node, threads: int) -> None:
     assert all(same_bits(job.result(), alone) for job in jobs)
 
 
-def test_sizes_may_change_between_runs_of_a_session() -> None:
-    node = linear("int8", "gelu", optional=("norm", "bias"))
+@pytest.mark.parametrize("form", ["int8", PANELS])
+def test_sizes_may_change_between_runs_of_a_session(form: str) -> None:
+    node = linear(form, "gelu", optional=("norm", "bias"))
     shared = session(node.model())
     for shape in ((1, 1), (2, 40), (0, 1), (1, 3)):
         feeds = {**node.inputs, "x": linear(shape=shape).inputs["x"]}

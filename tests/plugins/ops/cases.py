@@ -24,6 +24,7 @@ from drl.plugins.ops import (
 from drl.plugins.ops.activations import GATED
 from tests.plugins.ops.case import FLOAT_TYPES, ROUTING_TOLERANCE, TOLERANCES, Array, Case, Maker
 from tests.plugins.ops.head_cases import head_cases
+from tests.plugins.ops.linear_cases import linear_cases, projections_cases
 from tests.plugins.ops.quantized_cases import quantized_cases
 from tests.plugins.ops.state_cases import quantize_states_cases, quantized_attention_cases
 
@@ -378,6 +379,8 @@ def all_cases() -> list[Case]:
         cached_attention_cases,
         cross_attention_cases,
         head_cases,
+        linear_cases,
+        projections_cases,
     )
     cases = [*(case for maker in makers for case in maker()), *quantized_cases()]
     return [*cases, *quantized_attention_cases(cases), *quantize_states_cases()]

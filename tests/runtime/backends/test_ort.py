@@ -217,7 +217,17 @@ def test_threads_must_be_a_positive_number(bundle: Bundle, threads: object) -> N
         open_backend(bundle, threads=threads)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("version", ["1.25.0", "1.26.1rc2", "0.99"])
 def test_an_old_onnxruntime_is_told_which_one_is_needed(
+    bundle: Bundle, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", version)
+    message = rf"^ONNX Runtime 1\.27 or newer is needed, and this is {version}; upgrade with `pip"
+    with pytest.raises(BackendError, match=message):
+        open_backend(bundle)
+
+
+def test_an_onnxruntime_without_an_operator_is_told_from_others(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -226,7 +236,7 @@ def test_an_old_onnxruntime_is_told_which_one_is_needed(
         )
 
     monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
-    with pytest.raises(BackendError, match=r"needs ONNX Runtime 1\.25 or newer, and this is"):
+    with pytest.raises(BackendError, match=r"lacks an operator of encoder\.onnx .*TensorScatter"):
         open_backend(bundle)
 
 

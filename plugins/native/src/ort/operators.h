@@ -14,6 +14,8 @@ Tables cached_attention();
 Tables cross_attention();
 Tables expert_route();
 Tables head();
+Tables linear();
+Tables projections();
 Tables quantize_states();
 Tables quantized_cached_attention();
 Tables quantized_cross_attention();

@@ -9,12 +9,20 @@ namespace drl::ort {
 namespace {
 
 constexpr Tables (*kOperators[])() = {
-    cached_attention, cross_attention,
-    expert_route,     head,
-    quantize_states,  quantized_cached_attention,
-    quantized_gather, quantized_cross_attention,
-    quantized_linear, quantized_head,
-    quantized_projections, quantized_routed_ffn,
+    cached_attention,
+    cross_attention,
+    expert_route,
+    head,
+    linear,
+    projections,
+    quantize_states,
+    quantized_cached_attention,
+    quantized_cross_attention,
+    quantized_gather,
+    quantized_head,
+    quantized_linear,
+    quantized_projections,
+    quantized_routed_ffn,
     routed_ffn};
 
 constexpr uint32_t kMostVersions = 1000;

@@ -1,6 +1,7 @@
-// Packed weights among the inputs of a node.
+// Packed weights, and those in panels, among the inputs of a node.
 #pragma once
 
+#include "../float_weights.h"
 #include "../kernels.h"
 #include "call.h"
 
@@ -47,6 +48,14 @@ inline drl_weights read_weights(Call& call, const WeightInputs& inputs, int64_t 
   weights.values = call.values<uint8_t>(inputs.values, values, kRequired);
   weights.scales = call.values<float>(inputs.scales, {matrices, panels * kPanel}, kRequired);
   return weights;
+}
+
+// Float weights in panels.
+inline const float* read_panels(Call& call, size_t input, int64_t matrices, int64_t columns,
+                                int64_t depth) {
+  constexpr int64_t kColumns = kFloatPanelColumns;
+  const int64_t panels = (columns + kColumns - 1) / kColumns;
+  return call.values<float>(input, {matrices, panels, depth, kColumns}, kRequired);
 }
 
 }  // namespace drl::ort

@@ -24,6 +24,7 @@ from drl.runtime.backends.tensorrt.library import (
     builds_without_gpu,
     import_library,
     installed_flavours,
+    takes_plugins,
     targets,
     title,
 )
@@ -56,12 +57,19 @@ def flavour(request: pytest.FixtureRequest) -> Flavour:
     return found
 
 
-@pytest.fixture(scope="module")
-def built(flavour: Flavour, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[False, True], ids=["bodies", "plugins"])
+def built(
+    request: pytest.FixtureRequest,
+    flavour: Flavour,
+    tiny_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    plugins: bool = request.param
+    if plugins and not takes_plugins(flavour):
+        pytest.skip(f"engines of {title(flavour)} hold no plugins")
     folder = tmp_path_factory.mktemp("gpu") / "bundle"
     shutil.copytree(tiny_bundle, folder)
-    options = BuildOptions(flavour, plugins=False, candidates=8)
-    build_engines(Bundle.load(folder), options)
+    build_engines(Bundle.load(folder), BuildOptions(flavour, plugins=plugins, candidates=8))
     return folder
 
 
