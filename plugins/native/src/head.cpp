@@ -71,10 +71,7 @@ struct Head {
     const Dequantization how{weights.scales(0, panel), bias, call.factor, DRL_ACTIVATION_NONE,
                              weights.columns_of(panel)};
     rows.multiply(kernels, block, weights.panel(0, panel), totals);
-    for (size_t i = 0; i < block.rows; ++i) {
-      kernels.dequantize(totals + i * kPanelColumns, rows.scale(block.first + i), how,
-                         logits + i * stride);
-    }
+    kernels.dequantize(totals, rows.scales(block.first), block.rows, how, nullptr, logits, stride);
   }
 };
 

@@ -73,7 +73,8 @@ struct TileRows {
   const int32_t* corrections;  // [count], or [blocks][count]
 };
 
-// y = activation(total · (row scale · column scale) · factor + bias) for the totals of a tile.
+// y = residual + activation(total · (row scale · column scale) · factor + bias) for the totals of a
+// tile.
 struct Dequantization {
   const float* column_scales;  // [kPanelColumns]
   const float* bias;           // [columns], or null
@@ -105,8 +106,10 @@ struct Kernels {
 
   Tile tiles[kFormats];  // by drl_format
 
-  // Writes one row of a tile's totals [kPanelColumns] to y[columns].
-  void (*dequantize)(const float* totals, float row_scale, const Dequantization& how, float* y);
+  // Writes a tile's totals [rows, kPanelColumns] to y[rows, columns], whose rows lie `stride` apart,
+  // as those of the residual do, which may be null. y may be the totals, with their stride.
+  void (*dequantize)(const float* totals, const float* row_scales, size_t rows,
+                     const Dequantization& how, const float* residual, float* y, size_t stride);
 
   // y = activation(x), or activation(x) ⊙ up where up is not null.
   void (*activate)(drl_activation activation, const float* x, const float* up, size_t count,

@@ -44,35 +44,57 @@ struct Linear {
  private:
   void multiply(size_t panel, RowBlock block) const {
     alignas(64) float totals[2][kTileFloats];
+    if (call.residual != nullptr) fetch_residual(panel, block);
     for (size_t matrix = 0; matrix < weights.matrices(); ++matrix) {
       rows.multiply(kernels, block, weights.panel(matrix, panel), totals[matrix]);
     }
     const size_t column = panel * kPanelColumns, columns = weights.columns_of(panel);
-    const Dequantization how = dequantization(0, panel);
     const LinearOutputs::Destination whole = outputs.inside_one(column, columns);
-    for (size_t i = 0; i < block.rows; ++i) {
-      const size_t row = block.first + i, place = i * kPanelColumns;
-      float buffer[kPanelColumns];
-      float* y = whole.y == nullptr ? buffer : whole.y + row * whole.stride;
-      if (gated()) {
-        finish_gated(panel, how, totals[0] + place, totals[1] + place, rows.scale(row), y);
-      } else {
-        kernels.dequantize(totals[0] + place, rows.scale(row), how, y);
-      }
-      if (call.residual != nullptr) {
-        const float* residual = call.residual + row * weights.columns() + column;
-        kernels.accumulate(residual, 1.0f, columns, y);
-      }
-      if (whole.y == nullptr) outputs.split(row, column, columns, buffer);
+    float* y = whole.y == nullptr ? totals[0] : whole.y + block.first * whole.stride;
+    const size_t stride = whole.y == nullptr ? kPanelColumns : whole.stride;
+    // Where there is one, the output is single, so its rows lie as far apart as those of y.
+    const float* residual = call.residual == nullptr
+                                ? nullptr
+                                : call.residual + block.first * weights.columns() + column;
+    if (gated()) {
+      finish_gated(panel, block, totals, residual, y, stride);
+    } else {
+      finish(0, panel, block, totals[0], residual, y, stride);
+    }
+    for (size_t i = 0; whole.y == nullptr && i < block.rows; ++i) {
+      outputs.split(block.first + i, column, columns, y + i * stride);
     }
   }
 
-  void finish_gated(size_t panel, const Dequantization& how, const float* gate_totals,
-                    const float* up_totals, float scale, float* y) const {
-    float gate[kPanelColumns], up[kPanelColumns];
-    kernels.dequantize(gate_totals, scale, how, gate);
-    kernels.dequantize(up_totals, scale, dequantization(1, panel), up);
-    kernels.activate(call.activation, gate, up, how.columns, y);
+  // Asks for what is added at the end: its rows lie far apart, and products take a while. Inlined,
+  // since GCC drops calls of functions that only prefetch.
+  [[gnu::always_inline]] void fetch_residual(size_t panel, RowBlock block) const {
+    constexpr size_t kLineFloats = 16;
+    const size_t column = panel * kPanelColumns, columns = weights.columns_of(panel);
+    for (size_t row = block.first; row < block.first + block.rows; ++row) {
+      const float* residual = call.residual + row * weights.columns() + column;
+      for (size_t i = 0; i < columns; i += kLineFloats) __builtin_prefetch(residual + i);
+    }
+  }
+
+  void finish(size_t matrix, size_t panel, RowBlock block, const float* totals,
+              const float* residual, float* y, size_t stride) const {
+    kernels.dequantize(totals, rows.scales(block.first), block.rows, dequantization(matrix, panel),
+                       residual, y, stride);
+  }
+
+  void finish_gated(size_t panel, RowBlock block, float (&totals)[2][kTileFloats],
+                    const float* residual, float* y, size_t stride) const {
+    for (size_t matrix = 0; matrix < 2; ++matrix) {
+      finish(matrix, panel, block, totals[matrix], nullptr, totals[matrix], kPanelColumns);
+    }
+    const size_t columns = weights.columns_of(panel);
+    for (size_t i = 0; i < block.rows; ++i) {
+      const size_t place = i * kPanelColumns;
+      float* out = y + i * stride;
+      kernels.activate(call.activation, totals[0] + place, totals[1] + place, columns, out);
+      if (residual != nullptr) kernels.accumulate(residual + i * stride, 1.0f, columns, out);
+    }
   }
 
   Dequantization dequantization(size_t matrix, size_t panel) const {

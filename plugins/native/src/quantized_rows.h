@@ -50,7 +50,8 @@ class QuantizedRows {
     kernels.tiles[format_](rows, panel, steps_of(format_, depth_), totals);
   }
 
-  float scale(size_t row) const { return scales_[row]; }
+  // Of this row and those behind it.
+  const float* scales(size_t row) const { return scales_ + row; }
 
  private:
   drl_format format_;

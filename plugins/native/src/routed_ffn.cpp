@@ -91,16 +91,14 @@ struct RoutedFfn {
     } else {
       how.activation = call.activation;
     }
-    for (size_t i = 0; i < block.rows; ++i) {
-      const size_t row = block.first + i;
-      const float scale = arrays.inputs.scale(row);
-      float* y = arrays.middle + row * inner() + panel * kPanelColumns;
-      kernels.dequantize(totals + i * kPanelColumns, scale, how, y);
-      if (!gated()) continue;
-      float opened[kPanelColumns];
-      kernels.dequantize(gate_totals + i * kPanelColumns, scale,
-                         plain(gate, call.gate_bias, expert, panel), opened);
-      kernels.activate(call.activation, opened, y, how.columns, y);
+    const float* scales = arrays.inputs.scales(block.first);
+    float* y = arrays.middle + block.first * inner() + panel * kPanelColumns;
+    kernels.dequantize(totals, scales, block.rows, how, nullptr, y, inner());
+    if (!gated()) return;
+    kernels.dequantize(gate_totals, scales, block.rows, plain(gate, call.gate_bias, expert, panel),
+                       nullptr, gate_totals, kPanelColumns);
+    for (size_t i = 0; i < block.rows; ++i, y += inner()) {
+      kernels.activate(call.activation, gate_totals + i * kPanelColumns, y, how.columns, y);
     }
   }
 
@@ -127,12 +125,12 @@ struct RoutedFfn {
     alignas(64) float totals[kTileFloats];
     const Dequantization how = plain(down, call.down_bias, expert, panel);
     arrays.middles.multiply(kernels, block, down.panel(expert, panel), totals);
+    kernels.dequantize(totals, arrays.middles.scales(block.first), block.rows, how, nullptr, totals,
+                       kPanelColumns);
     for (size_t i = 0; i < block.rows; ++i) {
-      const size_t row = block.first + i, place = arrays.groups.place(row);
-      float values[kPanelColumns];
-      kernels.dequantize(totals + i * kPanelColumns, arrays.middles.scale(row), how, values);
+      const size_t place = arrays.groups.place(block.first + i);
       float* y = call.y + place / call.choices * width() + panel * kPanelColumns;
-      kernels.accumulate(values, call.gates[place], how.columns, y);
+      kernels.accumulate(totals + i * kPanelColumns, call.gates[place], how.columns, y);
     }
   }
 

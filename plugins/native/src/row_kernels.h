@@ -8,24 +8,57 @@
 namespace drl {
 namespace {
 
-inline void scale_totals(const float* totals, float row_scale, const Dequantization& how,
-                         float* out) {
+// One row of a whole panel, in one pass: it comes from memory once, and goes there once.
+template <class Function>
+[[gnu::always_inline]] inline void dequantize_row(const float* totals, float row_scale,
+                                                  const Dequantization& how, const float* bias,
+                                                  const float* residual, float* y) {
+  float out[kPanelColumns];
   for (size_t i = 0; i < kPanelColumns; ++i) {
     out[i] = totals[i] * (row_scale * how.column_scales[i]) * how.factor;
   }
+  if (bias != nullptr) {
+    for (size_t i = 0; i < kPanelColumns; ++i) out[i] += bias[i];
+  }
+  for (size_t i = 0; i < kPanelColumns; ++i) out[i] = Function::apply(out[i]);
+  if (residual != nullptr) {
+    for (size_t i = 0; i < kPanelColumns; ++i) out[i] += residual[i];
+  }
+  std::memcpy(y, out, sizeof out);
 }
 
-void dequantize(const float* totals, float row_scale, const Dequantization& how, float* y) {
-  float padded[kPanelColumns];
-  float* out = how.columns == kPanelColumns ? y : padded;
-  scale_totals(totals, row_scale, how, out);
-  if (how.bias != nullptr) {
-    for (size_t i = 0; i < how.columns; ++i) out[i] += how.bias[i];
+template <class Function>
+void dequantize_rows(const float* totals, const float* row_scales, size_t rows,
+                     const Dequantization& how, const float* residual, float* y, size_t stride) {
+  const size_t bytes = how.columns * sizeof(float);
+  float bias[kPanelColumns] = {}, rest[kPanelColumns] = {}, padded[kPanelColumns];
+  const bool whole = how.columns == kPanelColumns;
+  if (!whole && how.bias != nullptr) std::memcpy(bias, how.bias, bytes);
+  for (size_t row = 0; row < rows; ++row, totals += kPanelColumns, y += stride) {
+    const float* added = residual == nullptr ? nullptr : residual + row * stride;
+    if (whole) {
+      dequantize_row<Function>(totals, row_scales[row], how, how.bias, added, y);
+      continue;
+    }
+    if (added != nullptr) std::memcpy(rest, added, bytes);
+    dequantize_row<Function>(totals, row_scales[row], how, how.bias == nullptr ? nullptr : bias,
+                             added == nullptr ? nullptr : rest, padded);
+    std::memcpy(y, padded, bytes);
   }
-  if (how.activation != DRL_ACTIVATION_NONE) {
-    activate(how.activation, out, nullptr, how.columns, out);
+}
+
+void dequantize(const float* totals, const float* row_scales, size_t rows,
+                const Dequantization& how, const float* residual, float* y, size_t stride) {
+  const auto with = [&](auto function) {
+    dequantize_rows<decltype(function)>(totals, row_scales, rows, how, residual, y, stride);
+  };
+  switch (how.activation) {
+    case DRL_ACTIVATION_RELU: return with(Relu{});
+    case DRL_ACTIVATION_GELU: return with(Gelu{});
+    case DRL_ACTIVATION_GELU_TANH: return with(GeluTanh{});
+    case DRL_ACTIVATION_SILU: return with(Silu{});
+    case DRL_ACTIVATION_NONE: return with(Identity{});
   }
-  if (out == padded) std::memcpy(y, padded, how.columns * sizeof(float));
 }
 
 void accumulate(const float* x, float factor, size_t count, float* y) {
