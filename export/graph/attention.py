@@ -6,8 +6,8 @@ import onnx_ir as ir
 
 from drl.export.graph.emitter import Emitter, States
 from drl.export.graph.kv_cache import INT8_CACHE
-from drl.export.graph.positions import Rotary, emit_position_bias
-from drl.plugins.ops import QUANTIZE_STATES
+from drl.export.graph.positions import Rotary, bias_table, emit_position_bias
+from drl.plugins.ops import ENCODER_ATTENTION, QUANTIZE_STATES
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,48 @@ class SelfAttentionValues:
         return e.op.Add(own, self.bias)
 
 
+@dataclass(frozen=True)
+class EncoderAttentionValues:
+    """What all layers of an encoder share that attend by an operator of ours.
+
+    Attributes:
+        rotary: Rotary tables, or None.
+        lengths: Tokens of a source, int32 `[B]`.
+        bias: Added to the scores by distance, `[D, H]`, or None.
+    """
+
+    rotary: Rotary | None
+    lengths: ir.Value
+    bias: ir.Value | None
+
+
+def emit_encoder_attention(
+    e: Emitter, name: str, x: States, residual: ir.Value, shared: EncoderAttentionValues
+) -> ir.Value:
+    """Emit the encoder's `SelfAttention` called `name`, and the sum with `residual` `[B, S, d]`.
+
+    It is one operator; what it gives for padding is 0.
+    """
+    with e.scope(name):
+        own = bias_table(e, bidirectional=True)
+        mixed = ENCODER_ATTENTION.emit(
+            e.op,
+            *_project(e, x, shared.rotary),
+            shared.lengths,
+            shared.bias if own is None else own,
+            num_heads=e.config.num_heads,
+            scale=e.config.softmax_scale,
+        )
+        return e.linear("o", mixed, residual=residual)
+
+
 def emit_self_attention(
     e: Emitter, name: str, x: States, residual: ir.Value, shared: SelfAttentionValues
 ) -> ir.Value:
-    """Emit the encoder's `SelfAttention` called `name`, and the sum with `residual` `[B, S, d]`."""
+    """Emit the encoder's `SelfAttention` called `name` in standard operators, and the same sum."""
     config = e.config
     with e.scope(name):
-        query, key, value = _project(e, x, shared)
+        query, key, value = _project(e, x, shared.rotary)
         mixed = e.op.Attention(
             query,
             key,
@@ -71,7 +106,7 @@ def emit_cached_attention(
         `[B, N, C, h]`, or wider as `CacheForm` says.
     """
     with e.scope(name):
-        query, key, value = _project(e, x, shared)
+        query, key, value = _project(e, x, shared.rotary)
         mixed, keys, values = e.cache.cached_attention.emit(
             e.op,
             query,
@@ -126,13 +161,11 @@ def emit_cross_attention(
         return e.linear("o", mixed, residual=residual)
 
 
-def _project(
-    e: Emitter, x: States, shared: SelfAttentionValues
-) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _project(e: Emitter, x: States, rotary: Rotary | None) -> tuple[ir.Value, ir.Value, ir.Value]:
     query, key, value = e.projections(x)
-    if shared.rotary is not None:
-        query = shared.rotary.turn(e, query, e.config.num_heads)
-        key = shared.rotary.turn(e, key, e.config.kv_heads)
+    if rotary is not None:
+        query = rotary.turn(e, query, e.config.num_heads)
+        key = rotary.turn(e, key, e.config.kv_heads)
     return query, key, value
 
 

@@ -1,15 +1,23 @@
 """The encoder graph: once per source, tokens to states, saliency and path logits."""
 
+from collections.abc import Callable
 from functools import partial
 
 import onnx_ir as ir
 
-from drl.export.graph.attention import SelfAttentionValues, emit_self_attention
-from drl.export.graph.emitter import FLOAT, INT32, INT64, Emitter
+from drl.export.graph.attention import (
+    EncoderAttentionValues,
+    SelfAttentionValues,
+    emit_encoder_attention,
+    emit_self_attention,
+)
+from drl.export.graph.emitter import FLOAT, INT32, INT64, Emitter, States
 from drl.export.graph.feed_forward import RoutingValues, emit_feed_forward
 from drl.export.graph.group_router import GroupValues, emit_group_router
 from drl.export.graph.norms import emit_norm, emit_residual
 from drl.export.graph.positions import (
+    Rotary,
+    bias_table,
     emit_bias_rows,
     emit_placed,
     emit_position_bias,
@@ -42,7 +50,7 @@ def emit_encoder(
     with e.scope("encoder"):
         row = e.op.Unsqueeze(steps, [0])
         x = emit_placed(e, embedded, row, config.max_source_length)
-        shared = _attention_values(e, tokens, steps, valid)
+        attend = _attention(e, tokens, row, lengths, valid)
         routing = None
         if groups is not None:
             k = e.op.Constant(value_ints=[config.experts_per_token])
@@ -50,8 +58,7 @@ def emit_encoder(
         experts = {}
         for i in range(config.encoder_layers):
             with e.scope(f"layers.{i}"):
-                attention = partial(emit_self_attention, e, "self_attention", shared=shared)
-                x = emit_residual(e, "self_attention_norm", x, attention)
+                x = emit_residual(e, "self_attention_norm", x, attend)
                 sparse = i in config.encoder_sparse_layers
                 x, chosen = emit_feed_forward(e, x, routing if sparse else None)
                 if chosen is not None:
@@ -65,14 +72,24 @@ def emit_encoder(
     return e.model()
 
 
+def _attention(
+    e: Emitter, tokens: ir.Value, row: ir.Value, lengths: ir.Value, valid: ir.Value
+) -> Callable[[States, ir.Value], ir.Value]:
+    """Return what emits the self-attention of the layer in scope, and the sum with a residual."""
+    rotary = emit_rotary(e, e.op.Expand(row, e.op.Shape(tokens)))
+    if e.fuses:
+        values = EncoderAttentionValues(rotary, lengths, bias_table(e, bidirectional=True))
+        return partial(emit_encoder_attention, e, "self_attention", shared=values)
+    shared = _attention_values(e, tokens, row, valid, rotary)
+    return partial(emit_self_attention, e, "self_attention", shared=shared)
+
+
 def _attention_values(
-    e: Emitter, tokens: ir.Value, steps: ir.Value, valid: ir.Value
+    e: Emitter, tokens: ir.Value, row: ir.Value, valid: ir.Value, rotary: Rotary | None
 ) -> SelfAttentionValues:
     op = e.op
-    row = op.Unsqueeze(steps, [0])
-    rotary = emit_rotary(e, op.Expand(row, op.Shape(tokens)))
     bias = op.Unsqueeze(emit_padding_bias(e, valid), [1, 2])
-    rows = emit_bias_rows(e, row, steps, bidirectional=True)
+    rows = emit_bias_rows(e, row, row, bidirectional=True)
     relative = None if rows is None else emit_position_bias(e, rows, bidirectional=True)
     if relative is None:
         # ONNX Runtime's CPU kernel does not broadcast the query dimension of a mask.

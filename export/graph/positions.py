@@ -42,12 +42,19 @@ def emit_rotary(e: Emitter, positions: ir.Value) -> Rotary | None:
 def emit_position_bias(e: Emitter, rows: ir.Value, *, bidirectional: bool) -> ir.Value | None:
     """Emit the `position_bias` of the module in scope, `[B or 1, H, T, L]`, if it has one.
 
-    The buckets are folded into a table of the bias at every distance, so a step costs one gather.
-
     Args:
         e: The graph under construction.
         rows: What `emit_bias_rows` gives.
         bidirectional: Whether keys after the query occur.
+    """
+    table = bias_table(e, bidirectional=bidirectional)
+    return None if table is None else e.op.Transpose(e.op.Gather(table, rows), perm=[0, 3, 1, 2])
+
+
+def bias_table(e: Emitter, *, bidirectional: bool) -> ir.Value | None:
+    """Return the `position_bias` of the module in scope at every distance, `[R, H]`, if it has one.
+
+    The buckets are folded into it, so that a step costs one gather.
     """
     if not e.has("position_bias.weight"):
         return None
@@ -60,8 +67,7 @@ def emit_position_bias(e: Emitter, rows: ir.Value, *, bidirectional: bool) -> ir
         return bias.by_distance()
 
     shape = (_bias_rows(e, bidirectional=bidirectional), config.num_heads)
-    table = e.tensor(e.path("position_bias.by_distance"), FLOAT, shape, by_distance)
-    return e.op.Transpose(e.op.Gather(table, rows), perm=[0, 3, 1, 2])
+    return e.tensor(e.path("position_bias.by_distance"), FLOAT, shape, by_distance)
 
 
 def emit_bias_rows(
@@ -72,7 +78,7 @@ def emit_bias_rows(
     Args:
         e: The graph under construction.
         positions: Positions of the queries, int64 `[B or 1, T]`.
-        keys: Positions of the keys, int64 `[L]`.
+        keys: Positions of the keys, int64 `[L]` or `[1, L]`.
         bidirectional: Whether keys after the query occur.
     """
     if e.config.position != "t5_bias":

@@ -171,6 +171,18 @@ class CrossAttention(ctypes.Structure):
     )
 
 
+class EncoderAttention(ctypes.Structure):
+    """`drl_encoder_attention`."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("rows", "tokens", "heads", "kv_heads", "width")),
+        ("scale", ctypes.c_float),
+        *((name, _POINTER) for name in ("q", "k", "v", "lengths", "bias")),
+        ("distances", _SIZE),
+        ("y", _POINTER),
+    )
+
+
 class QuantizedCachedAttention(CachedAttention):
     """`drl_quantized_cached_attention`: the same fields, over int8."""
 
@@ -210,12 +222,12 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         f"drl_{part}_bytes": (_SIZE, (ctypes.c_int, *(ctypes.c_uint64,) * 3))
         for part in ("values", "multipliers", "scales")
     },
-    "drl_gather_rows": (ctypes.c_int, (_POINTER, _POINTER, _SIZE, _POINTER)),
+    "drl_gather_rows": (ctypes.c_int, (_POINTER, _POINTER, _SIZE, _POINTER, _POINTER)),
 }
 _OPERATORS = (
     *("linear", "float_linear", "head", "float_head", "routed_ffn", "float_routed_ffn"),
     "expert_route",
-    *("cached_attention", "cross_attention"),
+    *("cached_attention", "cross_attention", "encoder_attention"),
     *("quantized_cached_attention", "quantized_cross_attention", "quantize_states"),
 )
 for _name in _OPERATORS:

@@ -332,8 +332,9 @@ class Kernels:
         y = np.empty((*ids.shape, weights.depth), np.float32)
         kept = _Kept()
         packed = _weights(weights, kept)
-        function = self._function("drl_gather_rows")
-        self._check(function(ctypes.byref(packed), ids.ctypes.data, ids.size, y.ctypes.data))
+        gather = self._function("drl_gather_rows")
+        place = (ids.ctypes.data, ids.size, y.ctypes.data)
+        self._finish(gather(ctypes.byref(packed), *place, ctypes.byref(self._execution)))
         return y
 
     def cached_attention(
@@ -413,6 +414,43 @@ class Kernels:
             *(array.ctypes.data for array in (q, keys, values, bias, y)),
         )
         self._run("quantized_cross_attention" if rounded else "cross_attention", call)
+        return y
+
+    def encoder_attention(
+        self,
+        q: Float32,
+        k: Float32,
+        v: Float32,
+        lengths: Int32,
+        bias: Float32 | None = None,
+        *,
+        num_heads: int,
+        scale: float,
+    ) -> Float32:
+        """The operator `EncoderAttention`: q `[B, S, H·h]`, k and v `[B, S, N·h]`.
+
+        `bias` is `[D, H]`, D odd.
+        """
+        q, k, v = (_contiguous(array, np.float32) for array in (q, k, v))
+        lengths, bias = _contiguous(lengths, np.int32), _optional(bias)
+        rows, tokens, columns = q.shape
+        width = columns // num_heads
+        kv_heads = k.shape[2] // max(width, 1)
+        _expect("q", q, (rows, tokens, num_heads * width))
+        for name, array in (("k", k), ("v", v)):
+            _expect(name, array, (rows, tokens, kv_heads * width))
+        _expect("lengths", lengths, (rows,))
+        distances = 0 if bias is None else len(bias)
+        _expect("bias", bias, (distances, num_heads))
+        y = np.empty_like(q)
+        call = abi.EncoderAttention(
+            *(rows, tokens, num_heads, kv_heads, width),
+            scale,
+            *(abi.address(array) for array in (q, k, v, lengths, bias)),
+            distances,
+            y.ctypes.data,
+        )
+        self._run("encoder_attention", call)
         return y
 
     def quantize_states(self, x: Float32, kv_heads: int) -> Int8:
@@ -506,7 +544,10 @@ class Kernels:
         memory = np.empty(size, np.uint8)
         workspace = abi.Workspace(memory.ctypes.data, memory.nbytes)
         run = self._function(f"drl_{operator}_run")
-        status = run(ctypes.byref(call), workspace, ctypes.byref(self._execution))
+        self._finish(run(ctypes.byref(call), workspace, ctypes.byref(self._execution)))
+
+    def _finish(self, status: int) -> None:
+        """Raise what a task has raised, or what the status says."""
         if self._threads is not None:
             self._threads.raise_kept()
         self._check(status)

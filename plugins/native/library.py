@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 """`DRL_NATIVE_ABI_VERSION` of `src/drl_native.h`."""
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).parent / f"libdrl_native{_SUFFIX}"

@@ -5,6 +5,7 @@
 
 from drl.plugins.ops.cached_attention import CACHED_ATTENTION
 from drl.plugins.ops.cross_attention import CROSS_ATTENTION
+from drl.plugins.ops.encoder_attention import ENCODER_ATTENTION
 from drl.plugins.ops.expert_capacity import EXPERT_CAPACITY
 from drl.plugins.ops.expert_route import EXPERT_ROUTE
 from drl.plugins.ops.group_route import GROUP_ROUTE
@@ -32,6 +33,7 @@ __all__ = [
     "CACHED_ATTENTION",
     "CROSS_ATTENTION",
     "DOMAIN",
+    "ENCODER_ATTENTION",
     "EXPERT_CAPACITY",
     "EXPERT_ROUTE",
     "GROUP_ROUTE",

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from drl.plugins.ops.cached_attention import CACHED_ATTENTION
 from drl.plugins.ops.cross_attention import CROSS_ATTENTION
+from drl.plugins.ops.encoder_attention import ENCODER_ATTENTION
 from drl.plugins.ops.expert_capacity import EXPERT_CAPACITY
 from drl.plugins.ops.expert_route import EXPERT_ROUTE
 from drl.plugins.ops.group_route import GROUP_ROUTE
@@ -43,6 +44,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             SELECT_STATES,
             CACHED_ATTENTION,
             CROSS_ATTENTION,
+            ENCODER_ATTENTION,
             HEAD,
             LINEAR,
             PROJECTIONS,

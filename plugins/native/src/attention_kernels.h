@@ -61,6 +61,13 @@ struct MatrixColumns {
   const float* next;  // columns that the next call reads; a hint, or null
 };
 
+// Rows of floats that lie `stride` apart.
+struct FloatRows {
+  const float* x;
+  size_t stride;
+  size_t count;
+};
+
 // The most rows of a head that pass over its columns together.
 constexpr size_t kMostHeadRows = 8;
 
@@ -89,11 +96,14 @@ struct AttentionKernels {
 
   // y[rows, stride] = x[rows, depth] · weight; the rest of y's rows is left alone. Products are added
   // without being rounded before.
-  void (*multiply)(const MatrixColumns& matrix, const float* x, size_t rows, float* y,
-                   size_t stride);
+  void (*multiply)(const MatrixColumns& matrix, const FloatRows& x, float* y, size_t stride);
 
   // x[count] becomes its softmax; x has room up to a multiple of kFloatLanes.
   void (*softmax)(float* x, size_t count);
+
+  // x[count] becomes e^(x + bias - their maximum), a softmax but for the division by its sum, which
+  // is returned. bias[count] may be null; x has room up to a multiple of kFloatLanes.
+  float (*exponentials)(float* x, const float* bias, size_t count);
 };
 
 const AttentionKernels& scalar_attention_kernels();

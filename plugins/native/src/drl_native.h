@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 // Raised whenever a function or a struct of this file changes its meaning.
-#define DRL_NATIVE_ABI_VERSION 6
+#define DRL_NATIVE_ABI_VERSION 7
 // The layout of packed weights that these kernels read.
 #define DRL_PACKED_LAYOUT 2
 
@@ -241,7 +241,7 @@ DRL_EXPORT drl_status drl_float_routed_ffn_run(const drl_float_routed_ffn* layer
 // Rows of weights of 8 bits as floats: y[i] is row ids[i] of the one matrix. An id outside
 // [0, columns) is DRL_NO_SUCH_ROW, and int4 weights are DRL_SHAPES_DIFFER.
 DRL_EXPORT drl_status drl_gather_rows(const drl_weights* weights, const int64_t* ids, size_t count,
-                                      float* y);
+                                      float* y, const drl_execution* execution);
 
 // The operator drl.CachedAttention: new keys and values go to slots lengths[b] + t, in place, then
 // new token t of row b attends to slots 0 … lengths[b] + t.
@@ -281,6 +281,26 @@ DRL_EXPORT size_t drl_cross_attention_workspace_bytes(const drl_cross_attention*
 DRL_EXPORT drl_status drl_cross_attention_run(const drl_cross_attention* attention,
                                               drl_workspace workspace,
                                               const drl_execution* execution);
+
+// The operator drl.EncoderAttention: the tokens of a row attend to each other, up to the row's length
+// in [0, S]; y is 0 behind it. The score of query i and key j has bias[j − i + (D − 1) / 2] of its
+// head added, or the first or last where there is none.
+typedef struct drl_encoder_attention {
+  size_t rows, tokens, heads, kv_heads, width;  // B, S, H, N, h
+  float scale;
+  const float* q;          // [B, S, H·h]
+  const float* k;          // [B, S, N·h]
+  const float* v;          // [B, S, N·h]
+  const int32_t* lengths;  // [B]
+  const float* bias;       // [distances, H], or null
+  size_t distances;        // D, odd
+  float* y;                // [B, S, H·h]
+} drl_encoder_attention;
+
+DRL_EXPORT size_t drl_encoder_attention_workspace_bytes(const drl_encoder_attention* attention);
+DRL_EXPORT drl_status drl_encoder_attention_run(const drl_encoder_attention* attention,
+                                                drl_workspace workspace,
+                                                const drl_execution* execution);
 
 // Keys and values of int8: a row has the numbers of a head at one position and, in two more bytes,
 // their scale. See state_rows.h.

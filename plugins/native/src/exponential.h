@@ -31,10 +31,12 @@ inline float from_bits(int32_t bits) {
   return value;
 }
 
-// e^x to about 2 units in the last place (Cephes' expf), within [-87, 88]; NaN stays NaN.
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
+// Exponentials of what lies between are normal floats.
+constexpr float kLeastExponent = -87.0f;
+constexpr float kMostExponent = 88.0f;
+
+// e^x to about 2 units in the last place (Cephes' expf), for x within the exponents above or NaN.
+inline float exponential_within(float x) {
   const float shifted = x * 1.44269504f + kRounder;
   const float n = shifted - kRounder;
   // ln 2 in two parts: the first has so few bits that n times it is exact.
@@ -48,6 +50,12 @@ inline float exponential(float x) {
   p = p * (r * r) + r + 1.0f;
   const uint32_t exponent = static_cast<uint32_t>(to_bits(shifted)) - kRounderBits + 127u;
   return p * from_bits(static_cast<int32_t>(exponent << 23));
+}
+
+// The same for any x, cut to the exponents above; NaN stays NaN.
+inline float exponential(float x) {
+  x = x < kLeastExponent ? kLeastExponent : x;
+  return exponential_within(x > kMostExponent ? kMostExponent : x);
 }
 
 }  // namespace

@@ -62,7 +62,7 @@ struct FloatLinear {
                                : weights(matrix + 1, panel);
       const MatrixColumns columns{weights(matrix, panel), kFloatPanelColumns, call.depth,
                                   kFloatPanelColumns, next};
-      products.multiply(columns, x, block.rows, totals[matrix], kFloatPanelColumns);
+      products.multiply(columns, {x, call.depth, block.rows}, totals[matrix], kFloatPanelColumns);
     }
     const size_t column = panel * kFloatPanelColumns;
     const size_t left = call.columns - column;

@@ -12,7 +12,7 @@ template <class Vector>
 constexpr AttentionKernels make_attention_kernels() {
   return {attend<Vector, float>, attend<Vector, int8_t>, quantize_state,
           project<Vector>,       head<Vector>,           multiply<Vector>,
-          softmax<Vector>};
+          softmax<Vector>,       exponentials<Vector>};
 }
 
 }  // namespace

@@ -95,18 +95,17 @@ struct FloatRoutedFfn {
 
   void raise(size_t expert, size_t row, size_t rows, size_t column, size_t count) const {
     alignas(64) float opened[kSumRows * kStrip * kStripsOfOneRow];
-    const float* x = arrays.inputs + row * call.width;
+    const FloatRows x{arrays.inputs + row * call.width, call.width, rows};
     float* y = arrays.middle + row * call.inner + column;
     const size_t place = expert * call.width * call.inner + column;
     const size_t bias = expert * call.inner + column;
     const float* up = call.up + place;
     const float* gate = gated() ? call.gate + place : nullptr;
     const float* next = column + count < call.inner ? up + count : nullptr;
-    products.multiply({up, call.inner, call.width, count, gated() ? gate : next}, x, rows, y,
-                      call.inner);
+    products.multiply({up, call.inner, call.width, count, gated() ? gate : next}, x, y, call.inner);
     add_bias(call.up_bias, bias, rows, count, y, call.inner);
     if (gated()) {
-      products.multiply({gate, call.inner, call.width, count, next}, x, rows, opened, count);
+      products.multiply({gate, call.inner, call.width, count, next}, x, opened, count);
       add_bias(call.gate_bias, bias, rows, count, opened, count);
     }
     for (size_t i = 0; i < rows; ++i) {
@@ -140,7 +139,7 @@ struct FloatRoutedFfn {
       const float* down = call.down + matrix + column;
       const float* next = column + count < call.width ? down + count : nullptr;
       products.multiply({down, call.width, call.inner, count, next},
-                        arrays.middle + first * call.inner, rows, totals, count);
+                        {arrays.middle + first * call.inner, call.inner, rows}, totals, count);
       add_bias(call.down_bias, active.expert * call.width + column, rows, count, totals, count);
       for (size_t i = 0; i < rows; ++i) {
         const size_t place = arrays.groups.place(first + i);

@@ -36,8 +36,8 @@ struct MatrixTile {
   const float* weight;  // [count, stride], of this block
   size_t stride;
   size_t count;
-  const float* x;  // [rows, depth], from this block on
-  size_t depth;
+  const float* x;  // [rows, x_stride], from this block on
+  size_t x_stride;
   bool first;  // whether sums begin here, or go on from y
   float* y;    // [rows, y_stride]
   size_t y_stride;
@@ -69,7 +69,7 @@ struct MatrixTile {
   void add_products(size_t row, size_t begin, size_t end, uintptr_t ahead,
                     Vector (&sums)[Rows][Vectors]) const {
     const float* weights = weight + begin * stride;
-    const float* rows = x + row * depth;
+    const float* rows = x + row * x_stride;
     for (size_t k = begin; k < end; ++k) {
       // No lambda: GCC drops calls of functions that only prefetch.
       for (size_t i = 0; i < Lines; ++i) Vector::prefetch(ahead + i * kLineBytes);
@@ -78,7 +78,7 @@ struct MatrixTile {
         loaded[j] = Vector::load(weights + j * kFloatLanes).in_register();
       });
       unrolled<Rows>([&](size_t i) {
-        const Vector value = Vector::broadcast(rows[i * depth + k]);
+        const Vector value = Vector::broadcast(rows[i * x_stride + k]);
         unrolled<Vectors>([&](size_t j) {
           sums[i][j] = multiply_add(value, loaded[j], sums[i][j]);
         });
@@ -133,27 +133,27 @@ inline Ahead ahead(const float* weight, size_t row_bytes, size_t distance, size_
 
 // The product with `columns` columns from one on, as many as a tile has or fewer.
 template <class Vector, size_t Vectors, size_t Rows>
-void multiply_columns(const MatrixColumns& matrix, size_t column, size_t columns, const float* x,
-                      size_t rows, float* y, size_t stride) {
+void multiply_columns(const MatrixColumns& matrix, size_t column, size_t columns, const FloatRows& x,
+                      float* y, size_t stride) {
   constexpr size_t kColumns = Vectors * kFloatLanes;
   alignas(64) float packed[kDepthBlock * kColumns];
   alignas(64) float totals[Rows * kColumns];
   const bool whole = columns == kColumns;
   // Rows of the matrix may lie far apart: they are laid together where more than one tile reads
   // them.
-  const bool packs = !whole || (rows > Rows && matrix.stride > kColumns);
+  const bool packs = !whole || (x.count > Rows && matrix.stride > kColumns);
   const float* start = matrix.weight + column;
   const float* following = column + kColumns < matrix.count ? start + kColumns : matrix.next;
   const size_t row_bytes = matrix.stride * sizeof(float);
   for (size_t first = 0; first < matrix.depth; first += kDepthBlock) {
     const size_t count = smaller(kDepthBlock, matrix.depth - first);
     const float* weight = start + first * matrix.stride;
-    const size_t distance = rows > Rows ? count : kMatrixAhead / (kColumns * sizeof(float));
+    const size_t distance = x.count > Rows ? count : kMatrixAhead / (kColumns * sizeof(float));
     MatrixTile<Vector, Vectors> tile{weight,
                                      matrix.stride,
                                      count,
-                                     x + first,
-                                     matrix.depth,
+                                     x.x + first,
+                                     x.stride,
                                      first == 0,
                                      y + column,
                                      stride,
@@ -169,17 +169,17 @@ void multiply_columns(const MatrixColumns& matrix, size_t column, size_t columns
       tile.stride = kColumns;
     }
     if (whole) {
-      run_tiles<Rows>(tile, rows);
+      run_tiles<Rows>(tile, x.count);
       continue;
     }
     // What is beyond the last column has no place in y.
-    for (size_t row = 0; row < rows; row += Rows) {
-      const size_t together = smaller(Rows, rows - row);
+    for (size_t row = 0; row < x.count; row += Rows) {
+      const size_t together = smaller(Rows, x.count - row);
       for (size_t i = 0; first > 0 && i < together; ++i) {
         std::memcpy(totals + i * kColumns, y + (row + i) * stride + column,
                     columns * sizeof(float));
       }
-      tile.x = x + row * matrix.depth + first;
+      tile.x = x.x + row * x.stride + first;
       tile.y = totals;
       tile.y_stride = kColumns;
       run_tiles<Rows>(tile, together);
@@ -193,27 +193,26 @@ void multiply_columns(const MatrixColumns& matrix, size_t column, size_t columns
 
 // The products with the columns from one on, as far as they fill tiles; where it ended.
 template <class Vector, size_t Vectors, size_t Rows>
-size_t multiply_tiles(const MatrixColumns& matrix, size_t column, const float* x, size_t rows,
-                      float* y, size_t stride) {
+size_t multiply_tiles(const MatrixColumns& matrix, size_t column, const FloatRows& x, float* y,
+                      size_t stride) {
   constexpr size_t kColumns = Vectors * kFloatLanes;
   for (; column + kColumns <= matrix.count; column += kColumns) {
-    multiply_columns<Vector, Vectors, Rows>(matrix, column, kColumns, x, rows, y, stride);
+    multiply_columns<Vector, Vectors, Rows>(matrix, column, kColumns, x, y, stride);
   }
   return column;
 }
 
 template <class Vector>
-void multiply(const MatrixColumns& matrix, const float* x, size_t rows, float* y, size_t stride) {
+void multiply(const MatrixColumns& matrix, const FloatRows& x, float* y, size_t stride) {
   constexpr size_t kVectors = Vector::kMatrixVectors, kRows = Vector::kMatrixRows;
   size_t column = 0;
   // A single row waits for memory, which is fastest read in long pieces.
-  if (rows == 1) {
-    column = multiply_tiles<Vector, Vector::kWideVectors, 1>(matrix, column, x, rows, y, stride);
+  if (x.count == 1) {
+    column = multiply_tiles<Vector, Vector::kWideVectors, 1>(matrix, column, x, y, stride);
   }
-  column = multiply_tiles<Vector, kVectors, kRows>(matrix, column, x, rows, y, stride);
+  column = multiply_tiles<Vector, kVectors, kRows>(matrix, column, x, y, stride);
   if (column < matrix.count) {
-    multiply_columns<Vector, kVectors, kRows>(matrix, column, matrix.count - column, x, rows, y,
-                                              stride);
+    multiply_columns<Vector, kVectors, kRows>(matrix, column, matrix.count - column, x, y, stride);
   }
 }
 

@@ -145,7 +145,8 @@ def test_a_layer_of_products_is_a_few_operators(tmp_path: Path) -> None:
     assert found["Add"] == 1  # positions
     encoder = operators(tmp_path / "bundle", "encoder")
     assert encoder["drl.QuantizedLinear"] == 3 * 3
-    assert (encoder["drl.QuantizedProjections"], encoder["Attention"]) == (3, 3)
+    assert (encoder["drl.QuantizedProjections"], encoder["drl.EncoderAttention"]) == (3, 3)
+    assert not {"Attention", "MatMul", "Where"} & encoder.keys()
     assert encoder["RMSNormalization"] == 1  # the states are an output
     assert operators(tmp_path / "bundle", "bridge")["drl.QuantizedLinear"] == 2 * layers
 

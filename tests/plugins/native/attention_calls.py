@@ -9,6 +9,7 @@ from drl.plugins.native import Kernels
 from drl.plugins.ops import (
     CACHED_ATTENTION,
     CROSS_ATTENTION,
+    ENCODER_ATTENTION,
     QUANTIZED_CACHED_ATTENTION,
     QUANTIZED_CROSS_ATTENTION,
 )
@@ -196,3 +197,61 @@ class Cross:
             values=self.values[source : source + 1, :, :states],
             bias=self.bias[source : source + 1, :states],
         )
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Arguments of one `EncoderAttention`."""
+
+    q: Float32
+    k: Float32
+    v: Float32
+    lengths: NDArray[np.int32]
+    bias: Float32 | None
+    heads: int
+    scale: float
+
+    @classmethod
+    def random(
+        cls,
+        lengths: tuple[int, ...],
+        *,
+        kv_heads: int = 2,
+        shared: int = 1,
+        width: int = 16,
+        padding: int = 0,
+        farthest: int | None = None,
+        seed: int = 0,
+    ) -> "Encoder":
+        """Random arguments, with a bias for distances up to `farthest`."""
+        tokens, heads = max(lengths) + padding, kv_heads * shared
+        q, k, v = (
+            draw(len(lengths), tokens, count * width, seed=seed + part)
+            for part, count in enumerate((heads, kv_heads, kv_heads))
+        )
+        for row, length in enumerate(lengths):
+            # What lies beyond a row must not be read, not even to be multiplied by 0.
+            for side in (q, k, v):
+                side[row, length:] = np.nan
+        bias = None if farthest is None else draw(2 * farthest + 1, heads, seed=seed + 3)
+        return cls(q, k, v, np.array(lengths, np.int32), bias, heads, width**-0.5)
+
+    def run(self, native: Kernels) -> Float32:
+        return native.encoder_attention(*self._arguments(), num_heads=self.heads, scale=self.scale)
+
+    def expected(self) -> Float32:
+        y: Float32 = ENCODER_ATTENTION.reference(
+            *self._arguments(), num_heads=self.heads, scale=self.scale
+        )
+        return y
+
+    def row(self, row: int) -> "Encoder":
+        """One row alone, without padding."""
+        own, there = slice(row, row + 1), slice(int(self.lengths[row]))
+        q, k, v = (side[own, there] for side in (self.q, self.k, self.v))
+        return replace(self, q=q, k=k, v=v, lengths=self.lengths[own])
+
+    def _arguments(
+        self,
+    ) -> tuple[Float32, Float32, Float32, NDArray[np.int32], Float32 | None]:
+        return self.q, self.k, self.v, self.lengths, self.bias

@@ -56,6 +56,17 @@ void check_mix(const float* q, const float* keys, const float* values, const flo
   }
 }
 
+// A head's part of [rows, tokens, heads, width].
+Floats of_head(const Floats& x, size_t row, size_t tokens, size_t heads, size_t head,
+               size_t width) {
+  Floats found;
+  for (size_t token = 0; token < tokens; ++token) {
+    const float* start = x.data() + ((row * tokens + token) * heads + head) * width;
+    found.insert(found.end(), start, start + width);
+  }
+  return found;
+}
+
 void check_cached(size_t rows, size_t tokens, size_t kv_heads, size_t shared, size_t width,
                   size_t longest, bool with_bias) {
   std::vector<int32_t> lengths(rows);
@@ -218,6 +229,48 @@ void check_cross(size_t sources, size_t beams, size_t tokens, size_t kv_heads, s
   }
 }
 
+void check_encoder(size_t rows, size_t tokens, size_t kv_heads, size_t shared, size_t width,
+                   size_t farthest, bool with_bias) {
+  const size_t heads = kv_heads * shared, distances = 2 * farthest + 1;
+  const Floats q = draw(rows * tokens * heads * width), k = draw(rows * tokens * kv_heads * width);
+  const Floats v = draw(k.size()), bias = draw(distances * heads);
+  std::vector<int32_t> lengths(rows);
+  for (int32_t& length : lengths) length = static_cast<int32_t>(below(tokens + 1));
+  Floats first;
+  for (const drl_execution& execution : executions()) {
+    Floats y(q.size(), 1.0f);
+    const drl_encoder_attention call{rows,     tokens,   heads,    kv_heads,       width,
+                                     0.3f,     q.data(), k.data(), v.data(),       lengths.data(),
+                                     with_bias ? bias.data() : nullptr, distances, y.data()};
+    Memory memory(drl_encoder_attention_workspace_bytes(&call));
+    require(drl_encoder_attention_run(&call, memory.workspace(), &execution) == DRL_OK, "encoder");
+    if (first.empty()) first = y;
+    require(same(y, first), "encoder attention: the same bits everywhere");
+  }
+  for (size_t row = 0; row < rows; ++row) {
+    const size_t length = static_cast<size_t>(lengths[row]);
+    for (size_t head = 0; head < heads; ++head) {
+      const Floats keys = of_head(k, row, tokens, kv_heads, head / shared, width);
+      const Floats values = of_head(v, row, tokens, kv_heads, head / shared, width);
+      for (size_t token = 0; token < tokens; ++token) {
+        const size_t place = ((row * tokens + token) * heads + head) * width;
+        if (token >= length) {
+          for (size_t i = 0; i < width; ++i) require(first[place + i] == 0, "0 at padding");
+          continue;
+        }
+        Floats own(length);
+        for (size_t j = 0; j < length; ++j) {
+          const size_t last = distances - 1, before = token > farthest ? token - farthest : 0;
+          const size_t far = j < before ? 0 : farthest + j - token;
+          own[j] = bias[(far > last ? last : far) * heads + head];
+        }
+        check_mix(q.data() + place, keys.data(), values.data(), with_bias ? own.data() : nullptr,
+                  length, width, 0.3f, first.data() + place);
+      }
+    }
+  }
+}
+
 void check_route(size_t tokens, size_t depth, size_t groups, size_t members, size_t k) {
   const size_t experts = groups * members;
   const Floats x = draw(tokens * depth), weight = draw(depth * experts), bias = draw(experts);
@@ -281,6 +334,17 @@ void check_refusals() {
   require(drl_quantized_cached_attention_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
   require(drl_quantized_cross_attention_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
   require(drl_quantize_states_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
+  require(drl_encoder_attention_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
+  const drl_encoder_attention encoder{1,        2,        1,          1,              4, 1.0f,
+                                      q.data(), q.data(), q.data(),   lengths.data(), nullptr,
+                                      0,        keys.data()};
+  lengths[0] = 3;
+  require(drl_encoder_attention_run(&encoder, memory.workspace(), &execution) == DRL_BAD_ARGUMENT,
+          "a source longer than its tokens");
+  lengths[0] = 2;
+  require(drl_encoder_attention_run(&encoder, small.workspace(), &execution) ==
+              DRL_WORKSPACE_TOO_SMALL,
+          "a workspace that is too small");
   require(drl_expert_route_run(nullptr, {}, &execution) == DRL_BAD_ARGUMENT, "null");
 }
 
@@ -292,6 +356,8 @@ int main() {
                  below(2) == 0);
     check_cross(1 + below(3), 1 + below(4), 1 + below(3), 1 + below(3), 1 + below(3),
                 1 + below(80), 1 + below(60));
+    check_encoder(1 + below(3), 1 + below(140), 1 + below(3), 1 + below(3), 1 + below(80),
+                  below(90), below(2) == 0);
     check_rounding(1 + below(3), 1 + below(20), 1 + below(4), 1 + below(80));
     check_quantized_cached(1 + below(3), 1 + below(6), 1 + below(3), 1 + below(4), 1 + below(80),
                            below(60));
@@ -305,6 +371,8 @@ int main() {
   check_cached(2, 40, 2, 2, 40, 90, true);
   check_cross(2, 4, 1, 4, 2, 64, 200);
   check_cross(1, 40, 2, 2, 1, 24, 70);
+  check_encoder(2, 250, 4, 2, 64, 128, true);
+  check_encoder(1, 800, 1, 1, 8, 40, true);
   check_rounding(4, 300, 4, 64);
   check_quantized_cached(3, 1, 4, 2, 64, 1500);
   check_quantized_cached(2, 40, 2, 2, 40, 90);

@@ -357,17 +357,22 @@ void check_float_routed(size_t experts, size_t inner, size_t width, size_t token
 
 void check_gather(size_t columns, size_t depth) {
   const Packed packed(below(2) == 0 ? DRL_FORMAT_INT8 : DRL_FORMAT_INT8_BLOCK, 1, columns, depth);
-  std::vector<int64_t> ids(20);
+  std::vector<int64_t> ids(70);
   for (int64_t& id : ids) id = static_cast<int64_t>(below(columns));
   std::vector<float> y(ids.size() * depth);
   const drl_weights weights = packed.view();
-  require(drl_gather_rows(&weights, ids.data(), ids.size(), y.data()) == DRL_OK, "gather");
+  for (const drl_execution& execution : executions()) {
+    y.assign(y.size(), 1e30f);
+    require(drl_gather_rows(&weights, ids.data(), ids.size(), y.data(), &execution) == DRL_OK,
+            "gather");
+  }
   for (size_t i = 0; i < y.size(); ++i) {
     const double weight = packed.weight(0, static_cast<size_t>(ids[i / depth]), i % depth);
     require(std::fabs(y[i] - weight) <= 1e-6 * std::fabs(weight), "gather: the weights themselves");
   }
   ids[7] = static_cast<int64_t>(columns);
-  require(drl_gather_rows(&weights, ids.data(), ids.size(), y.data()) == DRL_NO_SUCH_ROW,
+  const drl_execution serial{DRL_ISA_SCALAR, nullptr, nullptr};
+  require(drl_gather_rows(&weights, ids.data(), ids.size(), y.data(), &serial) == DRL_NO_SUCH_ROW,
           "gather: no such row");
 }
 

@@ -8,6 +8,7 @@ import numpy as np
 from drl.plugins.ops import (
     CACHED_ATTENTION,
     CROSS_ATTENTION,
+    ENCODER_ATTENTION,
     EXPERT_ROUTE,
     HEAD,
     LINEAR,
@@ -240,6 +241,26 @@ def cross_attention(
     return Node(CROSS_ATTENTION, inputs, attributes, f"{shape}-{sources}")
 
 
+def encoder_attention(
+    shape: tuple[int, int] = (2, 3),
+    distances: int | None = None,
+    heads: int = 4,
+    kv_heads: int = 2,
+    width: int = 8,
+) -> Node:
+    inputs = {
+        "q": draw(*shape, heads * width),
+        "k": draw(*shape, kv_heads * width),
+        "v": draw(*shape, kv_heads * width, scale=2),
+        "lengths": np.linspace(shape[1], 0, shape[0]).astype(np.int32),
+    }
+    if distances is not None:
+        inputs["bias"] = draw(distances, heads)
+    attributes = {"num_heads": heads, "scale": width**-0.5}
+    name = f"{shape}-bias{distances}-{heads}/{kv_heads}"
+    return Node(ENCODER_ATTENTION, inputs, attributes, name)
+
+
 def rounded(node: Node) -> Node:
     """A call of attention, over keys and values of int8."""
     cached = node.operator is CACHED_ATTENTION
@@ -289,6 +310,7 @@ def of_every_operator() -> list[Node]:
         gather(),
         cached_attention(bias_rows=2),
         cross_attention(),
+        encoder_attention(distances=5),
         expert_route(biased=True),
         rounded(cached_attention(bias_rows=2)),
         rounded(cross_attention()),
@@ -330,6 +352,10 @@ def all_nodes() -> Iterator[Node]:
         yield expert_route(shape, k=1, biased=True)
         yield quantized_states(shape)
     yield quantized_states((2, 70), heads=4, width=64)
+    for shape in SHAPES:
+        yield encoder_attention(shape)
+        yield encoder_attention(shape, distances=33)
+    yield encoder_attention((2, 70), distances=9, kv_heads=4)
     for node in attentions():
         yield node
         yield rounded(node)

@@ -12,6 +12,7 @@ from tests.plugins.native.operator_nodes import (
     PANELS,
     cached_attention,
     cross_attention,
+    encoder_attention,
     expert_route,
     float_head,
     gather,
@@ -286,6 +287,31 @@ def test_heads_must_share_keys_evenly() -> None:
     assert "num_heads is 5 and past_k has 2 heads, no divisor of it" in message
     message = refusal(changed(cross_attention(heads=4), "num_heads", 3))
     assert "num_heads is 3 and k has 2 heads, no divisor of it" in message
+
+
+def test_queries_of_an_encoder_divide_into_heads() -> None:
+    node = encoder_attention(heads=4)  # of 8 numbers each
+    message = refusal(changed(node, "num_heads", 5))
+    assert "EncoderAttention: q has 32 numbers per token, and num_heads is 5, no div" in message
+    message = refusal(changed(node, "num_heads", 64))
+    assert "EncoderAttention: q has 32 numbers per token, and num_heads is 64, no div" in message
+    for columns in (0, 20, 24):
+        message = refusal(changed(node, "k", np.zeros((2, 3, columns), np.float32)))
+        sentence = f"k has {columns} numbers per token, and a head of q has 8; num_heads is 4"
+        assert f"EncoderAttention: {sentence}" in message
+
+
+def test_lengths_of_sources_are_those_of_their_tokens() -> None:
+    node = encoder_attention((2, 3))
+    for length in (-1, 4):
+        message = refusal(changed(node, "lengths", np.array([3, length], np.int32)))
+        assert f"EncoderAttention: lengths has {length}, and rows have 3 tokens" in message
+
+
+def test_a_bias_has_as_many_distances_on_either_side() -> None:
+    message = refusal(encoder_attention(distances=4))
+    assert "EncoderAttention: bias has 4 distances; their number must be odd" in message
+    assert "bias has 0 distances" in refusal(encoder_attention(distances=0))
 
 
 def test_rows_must_share_sources_evenly() -> None:

@@ -13,7 +13,7 @@ from drl.plugins.native.kernels import FORMATS as VALUES_OF_FORMATS
 from drl.plugins.native.library import load
 from drl.plugins.ops.packing import Format, packed_shapes, unpack
 from tests.plugins.native.arithmetic import same_bits
-from tests.plugins.native.sets import needs_library
+from tests.plugins.native.sets import backwards, needs_library, on_threads
 from tests.plugins.native.weights import FORMATS, draw, filled
 
 pytestmark = needs_library
@@ -59,7 +59,9 @@ def test_gathered_rows_are_those_of_the_unpacked_weights(
 ) -> None:
     weights = filled(format, 1, columns, depth)
     ids = np.random.default_rng(0).integers(0, columns, (3, 40))
-    assert same_bits(Kernels().gather_rows(ids, weights), unpack(weights)[0][ids])
+    for run in (None, backwards, on_threads):
+        found = Kernels(parallel_for=run).gather_rows(ids, weights)
+        assert same_bits(found, unpack(weights)[0][ids])
     assert Kernels().gather_rows(ids[:0], weights).shape == (0, 40, depth)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from drl.plugins.ops import (
     CACHED_ATTENTION,
     CROSS_ATTENTION,
+    ENCODER_ATTENTION,
     EXPERT_CAPACITY,
     EXPERT_ROUTE,
     GROUP_ROUTE,
@@ -365,6 +366,47 @@ def cross_attention_cases() -> Iterator[Case]:
     yield _cross_attention("unscaled", scale=1.0)
 
 
+def _encoder_attention(
+    name: str,
+    *,
+    lengths: tuple[int, ...] = (5, 3),
+    padding: int = 0,
+    heads: int = 4,
+    kv_heads: int = 2,
+    distances: int = 0,
+    scale: float = 0.35,
+) -> Case:
+    make, head = Maker(name, "fp32"), 8
+    shape = (len(lengths), max(lengths) + padding)
+    inputs = {
+        "q": make.f32(*shape, heads * head),
+        "k": make.f32(*shape, kv_heads * head),
+        "v": make.f32(*shape, kv_heads * head),
+        "lengths": np.array(lengths, np.int32),
+    }
+    if distances:
+        inputs["bias"] = make.f32(distances, heads)
+    attributes = {"num_heads": heads, "scale": scale}
+    return Case(ENCODER_ATTENTION, name, inputs, attributes, "fp32", TOLERANCES["fp32"])
+
+
+def encoder_attention_cases() -> Iterator[Case]:
+    for name, distances in (("", 0), ("_bias", 5)):
+        yield _encoder_attention(f"ragged{name}", distances=distances)
+        yield _encoder_attention(f"one_row{name}", lengths=(6,), distances=distances)
+        yield _encoder_attention(f"one_token{name}", lengths=(1,), distances=distances)
+        yield _encoder_attention(f"all_padded{name}", padding=4, distances=distances)
+        yield _encoder_attention(f"empty_source{name}", lengths=(3, 0), distances=distances)
+    yield _encoder_attention("farther_than_the_bias", lengths=(40,), distances=7)
+    yield _encoder_attention("not_as_far_as_the_bias", lengths=(3,), distances=41)
+    yield _encoder_attention("one_distance", distances=1)
+    yield _encoder_attention("heads_not_shared", kv_heads=4)
+    yield _encoder_attention("one_kv_head", kv_heads=1)
+    yield _encoder_attention("one_head", heads=1, kv_heads=1)
+    yield _encoder_attention("many_tokens", lengths=(150, 64, 65), distances=33)
+    yield _encoder_attention("unscaled", scale=1.0)
+
+
 def all_cases() -> list[Case]:
     """Every case of every operator."""
     makers = (
@@ -378,6 +420,7 @@ def all_cases() -> list[Case]:
         select_states_cases,
         cached_attention_cases,
         cross_attention_cases,
+        encoder_attention_cases,
         head_cases,
         linear_cases,
         projections_cases,

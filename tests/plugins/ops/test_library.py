@@ -268,6 +268,7 @@ def test_library_lists_the_operators_by_name() -> None:
     assert sorted(OPERATORS) == [
         "CachedAttention",
         "CrossAttention",
+        "EncoderAttention",
         "ExpertCapacity",
         "ExpertRoute",
         "GroupRoute",

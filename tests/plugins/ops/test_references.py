@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from drl.plugins.ops import (
     CACHED_ATTENTION,
     CROSS_ATTENTION,
+    ENCODER_ATTENTION,
     EXPERT_ROUTE,
     GROUP_ROUTE,
     PATH_SCORE,
@@ -54,6 +55,43 @@ def test_cross_attention_takes_states_at_the_end_as_absent(
         np.ones((1, 1, 1), np.float32), keys, values, f32([bias]), num_heads=1, scale=1.0
     )
     np.testing.assert_allclose(y.item(), expected, rtol=1e-6)
+
+
+def test_encoder_attention_adds_the_bias_of_a_distance() -> None:
+    """Queries and keys are 0: the bias alone says where a token looks."""
+    zeros, values = np.zeros((1, 4, 1), np.float32), f32([1, 2, 3, 4], 1, 4, 1)
+    bias = f32([[-1e4], [-1e4], [0]])  # of distances -1, 0 and 1, and of those farther away
+    for length, own, expected in (
+        # The last of three sees no token behind itself, and so all of them alike.
+        (3, bias, [2.5, 3, 2, 0]),
+        (4, bias[::-1], [2.5, 1, 1.5, 2]),
+    ):
+        lengths = np.array([length], np.int32)
+        y = ENCODER_ATTENTION.reference(zeros, zeros, values, lengths, own, num_heads=1, scale=1.0)
+        np.testing.assert_allclose(y[0, :, 0], expected)
+
+
+@given(seed=seeds, length=st.integers(1, 9), padding=st.integers(0, 3))
+def test_encoder_attention_head_by_head(seed: int, length: int, padding: int) -> None:
+    random = np.random.default_rng(seed)
+    tokens, heads, width = length + padding, 4, 3
+    q = random.standard_normal((1, tokens, heads * width)).astype(np.float32)
+    k, v = random.standard_normal((2, 1, tokens, 2 * width)).astype(np.float32)
+    bias = random.standard_normal((7, heads)).astype(np.float32)
+    lengths = np.array([length], np.int32)
+    y = ENCODER_ATTENTION.reference(q, k, v, lengths, bias, num_heads=heads, scale=0.3)
+    for head in range(heads):
+        own, shared = (slice(i * width, (i + 1) * width) for i in (head, head // 2))
+        for i in range(length):
+            scores = [
+                0.3 * q[0, i, own] @ k[0, j, shared] + bias[min(max(j - i + 3, 0), 6), head]
+                for j in range(length)
+            ]
+            weights = np.exp(scores) / np.exp(scores).sum()
+            np.testing.assert_allclose(
+                y[0, i, own], weights @ v[0, :length, shared], rtol=1e-4, atol=1e-5
+            )
+    assert not y[0, length:].any()
 
 
 def test_cross_attention_does_not_look_at_absent_states() -> None:

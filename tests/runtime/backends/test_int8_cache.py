@@ -13,7 +13,7 @@ from drl.export import ExportOptions, export
 from drl.export.options import KvCache
 from drl.plugins.native import NativeLibrary
 from drl.plugins.ops.state_rows import dequantize_states
-from drl.runtime import Bundle, BundleError, Engine
+from drl.runtime import Bundle, BundleError, Engine, GenerationResult
 from drl.runtime.backends import CrossAttention, native
 from drl.runtime.backends.memory import HostRules
 from drl.runtime.backends.ort import OrtBackend
@@ -48,15 +48,23 @@ def generate(engine: Engine, **options: Any) -> list[Any]:
     return engine.generate(random_prompts(6), prefixes=PREFIXES, **LIMITS, **options)
 
 
+def without_path_logits(result: GenerationResult) -> GenerationResult:
+    others = tuple(without_path_logits(other) for other in result.alternatives)
+    return dataclasses.replace(result, path_logits=None, alternatives=others)
+
+
 @needs_library
 @pytest.mark.parametrize("mode", MODES)
 def test_a_sequence_is_the_same_in_a_batch(engine: Engine, mode: str) -> None:
-    """Rows move as sequences end, and beams copy each other's; the encoder's attention is fp32."""
+    """To the last bit, while rows move as sequences end, and beams copy each other's.
+
+    But for the path's logits: ONNX Runtime pools the states of a batch together.
+    """
     together = generate(engine, **MODES[mode])
     for prompt, prefix, found in zip(random_prompts(6), PREFIXES, together, strict=True):
         (alone,) = engine.generate([prompt], prefixes=[prefix], **LIMITS, **MODES[mode])
-        assert (found.tokens, found.path) == (alone.tokens, alone.path)
-        assert found.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+        np.testing.assert_allclose(found.path_logits, alone.path_logits, rtol=1e-5, atol=1e-5)
+        assert_same(found, without_path_logits(alone))
 
 
 @needs_library
@@ -65,7 +73,8 @@ def test_threads_and_instructions_change_no_bit(
     folder: Path, engine: Engine, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = generate(engine, **MODES[mode])
-    for isa in (name for name in INSTRUCTION_SETS if available(name)):
+    # Without fused multiply-adds the encoder's attention is that of ONNX Runtime.
+    for isa in (name for name in INSTRUCTION_SETS if available(name) and name != "scalar"):
         monkeypatch.setenv("DRL_NATIVE_ISA", isa)
         for threads in (1, 2):
             with Engine.from_bundle(folder, threads=threads, max_batch_size=9) as other:

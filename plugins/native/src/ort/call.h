@@ -106,22 +106,25 @@ class Call {
     return static_cast<T*>(data);
   }
 
+  // On the session's threads.
+  drl_execution execution() { return {environment_.isa, parallel_for, this}; }
+
   // Runs a kernel of the C interface on the session's memory and threads.
   template <class Job>
   void run(const Job& job, size_t (*workspace_bytes)(const Job*),
            drl_status (*start)(const Job*, drl_workspace, const drl_execution*)) {
     if (!ok()) return;
-    const drl_execution execution{environment_.isa, parallel_for, this};
+    const drl_execution how = execution();
     const size_t bytes = workspace_bytes(&job);
     // Of few rows it is small, and the session's allocator takes longer than all else here.
     if (bytes <= kOnStack) {
       alignas(64) char memory[kOnStack];
-      return check(start(&job, {memory, bytes}, &execution));
+      return check(start(&job, {memory, bytes}, &how));
     }
     Allocator* allocator = environment_.allocator;
     void* memory = allocator->Alloc(allocator, bytes);
     if (memory == nullptr) return failure_.say("no memory for %zu bytes", bytes);
-    check(start(&job, {memory, bytes}, &execution));
+    check(start(&job, {memory, bytes}, &how));
     allocator->Free(allocator, memory);
   }
 

@@ -12,6 +12,7 @@ struct Tables {
 
 Tables cached_attention();
 Tables cross_attention();
+Tables encoder_attention();
 Tables expert_route();
 Tables head();
 Tables linear();

@@ -39,7 +39,8 @@ struct QuantizedGather {
       call.failure().say("%s must have values of 8 bits and has 4", call.name(kWeight));
     }
     float* y = call.output<float>(0, {batch, steps, depth});
-    if (call.ok() && count > 0) call.check(drl_gather_rows(&weights, ids, count, y));
+    const drl_execution execution = call.execution();
+    if (call.ok() && count > 0) call.check(drl_gather_rows(&weights, ids, count, y, &execution));
   }
 
   int64_t depth = 0;

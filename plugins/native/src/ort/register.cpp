@@ -11,6 +11,7 @@ namespace {
 constexpr Tables (*kOperators[])() = {
     cached_attention,
     cross_attention,
+    encoder_attention,
     expert_route,
     head,
     linear,
