@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #include "drl_native.h"
-#include "row_blocks.h"
+#include "kernels.h"
 
 namespace drl {
 

@@ -32,8 +32,6 @@ template <class Element>
 constexpr size_t kAheadBytes = sizeof(Element) == 1 ? kBlockBytes : 8192;
 constexpr size_t kLineBytes = 64;
 
-inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
-
 template <class Element>
 size_t slots_per_block(size_t width) {
   const size_t lanes = kBlockBytes / (row_width<Element>(width) * sizeof(Element)) / kFloatLanes;

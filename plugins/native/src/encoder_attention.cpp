@@ -91,8 +91,6 @@ struct EncoderAttention {
   }
 
  private:
-  static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
-
   size_t length_of(size_t row) const { return static_cast<size_t>(call.lengths[row]); }
 
   // The biases of a head by distance, from that of the last query and the first key on: those of a

@@ -4,6 +4,7 @@
 #include "float_weights.h"
 #include "linear_outputs.h"
 #include "parallel_for.h"
+#include "row_blocks.h"
 #include "task_size.h"
 #include "workspace.h"
 
@@ -31,7 +32,7 @@ struct FloatLinear {
     parallel_for(execution, blocks * groups, [&](size_t task) {
       const RowBlock block = block_of(call.rows.count, kMostRows, task / groups);
       const size_t first = task % groups * width;
-      const size_t last = first + width < panels() ? first + width : panels();
+      const size_t last = smaller(first + width, panels());
       for (size_t panel = first; panel < last; ++panel) multiply(panel, block);
     });
   }

@@ -31,8 +31,6 @@ Arrays carve(Carver& carver, const drl_float_routed_ffn& call) {
   return {groups, inputs, carver.take<float>(choices * call.inner)};
 }
 
-size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
-
 struct FloatRoutedFfn {
   const drl_float_routed_ffn& call;
   const drl_execution& execution;

@@ -17,7 +17,7 @@ void gather_row(const PackedWeights& weights, size_t row, float* y) {
   for (size_t first = 0; first < depth; first += kBlock) {
     const float multiplier =
         blocks ? own.multipliers[first / kBlock * kPanelColumns + column] : 1.0f;
-    const size_t last = first + kBlock < depth ? first + kBlock : depth;
+    const size_t last = smaller(first + kBlock, depth);
     for (size_t k = first; k < last; ++k) {
       const int32_t q = values[k / kQuad * kPanelColumns * kQuad + k % kQuad] - kInt8Bias;
       y[k] = static_cast<float>(q) * (multiplier * scale);
@@ -39,7 +39,7 @@ drl_status run(const drl_weights& given, const int64_t* ids, size_t count, float
   }
   parallel_for(execution, ceil_div(count, kRowsPerTask), [&](size_t task) {
     const size_t first = task * kRowsPerTask;
-    const size_t last = first + kRowsPerTask < count ? first + kRowsPerTask : count;
+    const size_t last = smaller(first + kRowsPerTask, count);
     for (size_t i = first; i < last; ++i) {
       gather_row(weights, static_cast<size_t>(ids[i]), y + i * weights.depth());
     }

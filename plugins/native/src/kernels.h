@@ -41,7 +41,11 @@ constexpr bool exists(drl_activation activation) {
   return static_cast<uint32_t>(activation) <= DRL_ACTIVATION_SILU;
 }
 
-constexpr size_t ceil_div(size_t value, size_t unit) { return (value + unit - 1) / unit; }
+// Always inlined, since loops of one instruction set use them too (see exponential.h).
+[[gnu::always_inline]] constexpr size_t ceil_div(size_t value, size_t unit) {
+  return (value + unit - 1) / unit;
+}
+[[gnu::always_inline]] constexpr size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 // A row of activations before it is quantised or multiplied: x · norm / sqrt(mean(x²) + epsilon).
 struct RowSource {

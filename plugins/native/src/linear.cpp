@@ -32,9 +32,9 @@ struct Linear {
     const size_t groups = ceil_div(weights.panels(), width);
     parallel_for(execution, chunks * groups, [&](size_t task) {
       const size_t first = task % groups * width;
-      const size_t last = first + width < weights.panels() ? first + width : weights.panels();
+      const size_t last = smaller(first + width, weights.panels());
       const size_t from = task / groups * kBlocksPerTask;
-      const size_t to = from + kBlocksPerTask < blocks() ? from + kBlocksPerTask : blocks();
+      const size_t to = smaller(from + kBlocksPerTask, blocks());
       for (size_t panel = first; panel < last; ++panel) {
         for (size_t index = from; index < to; ++index) multiply(panel, block(index));
       }

@@ -1,10 +1,11 @@
 // Products of rows with a matrix [depth, columns] of floats as a model stores it, or with a panel of
-// one (see attention_loops.h and panels.h).
+// one (see attention_loops.h and float_weights.h).
 //
 // A product is added up along the depth, in ascending order, by fused multiply-adds.
 #pragma once
 
 #include "attention_loops.h"
+#include "row_blocks.h"
 
 namespace drl {
 namespace {

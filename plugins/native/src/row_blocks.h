@@ -12,7 +12,7 @@ struct RowBlock {
 };
 
 // Block `index` of `rows` rows, which are shared out evenly: 13 rows make 7 and 6, not 12 and 1.
-inline RowBlock block_of(size_t rows, size_t tile_rows, size_t index) {
+[[gnu::always_inline]] inline RowBlock block_of(size_t rows, size_t tile_rows, size_t index) {
   const size_t blocks = ceil_div(rows, tile_rows);
   const size_t first = index * rows / blocks;
   return {first, (index + 1) * rows / blocks - first};

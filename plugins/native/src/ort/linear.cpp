@@ -34,10 +34,7 @@ struct Linear {
     linear.columns = static_cast<size_t>(columns);
     linear.depth = static_cast<size_t>(depth);
     linear.weights = read_panels(call, kWeight, matrices, columns, depth);
-    linear.rows.x = x.values<float>();
-    linear.rows.count = static_cast<size_t>(x.dims[0] * x.dims[1]);
-    linear.rows.norm = call.values<float>(kNorm, {depth});
-    linear.rows.epsilon = epsilon;
+    linear.rows = read_rows(call, x, kNorm, epsilon);
     linear.bias = call.values<float>(kBias, {matrices * columns});
     linear.residual = call.values<float>(kResidual, y);
     linear.activation = activation.of;

@@ -37,10 +37,7 @@ struct QuantizedHead {
     }
     drl_head head{};
     head.weights = read_weights(call, {kWeight, kScale, kMultiplier}, 1, columns, depth);
-    head.rows.x = x.values<float>();
-    head.rows.count = static_cast<size_t>(batch * steps);
-    head.rows.norm = call.values<float>(kNorm, {depth});
-    head.rows.epsilon = epsilon;
+    head.rows = read_rows(call, x, kNorm, epsilon);
     head.bias = call.values<float>(kBias, {columns});
     head.factor = factor;
     head.k = static_cast<size_t>(k);

@@ -31,10 +31,7 @@ struct QuantizedLinear {
     const Shape y = x.with_last(columns);
     drl_linear linear{};
     linear.weights = read_weights(call, {kWeight, kScale, kMultiplier}, matrices, columns, depth);
-    linear.rows.x = x.values<float>();
-    linear.rows.count = y.count() / static_cast<size_t>(columns);
-    linear.rows.norm = call.values<float>(kNorm, {depth});
-    linear.rows.epsilon = epsilon;
+    linear.rows = read_rows(call, x, kNorm, epsilon);
     linear.bias = call.values<float>(kBias, {matrices * columns});
     linear.residual = call.values<float>(kResidual, y);
     linear.activation = activation.of;

@@ -29,10 +29,7 @@ struct QuantizedProjections {
     const int64_t depth = x.dims[2], columns = query_columns + 2 * kv_columns;
     drl_linear linear{};
     linear.weights = read_weights(call, {kWeight, kScale, kMultiplier}, 1, columns, depth);
-    linear.rows.x = x.values<float>();
-    linear.rows.count = static_cast<size_t>(x.dims[0] * x.dims[1]);
-    linear.rows.norm = call.values<float>(kNorm, {depth});
-    linear.rows.epsilon = epsilon;
+    linear.rows = read_rows(call, x, kNorm, epsilon);
     linear.bias = call.values<float>(kBias, {columns});
     for (size_t part = 0; part < 3; ++part) {
       const int64_t width = part == 0 ? query_columns : kv_columns;

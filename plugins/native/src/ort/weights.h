@@ -1,4 +1,4 @@
-// Packed weights, and those in panels, among the inputs of a node.
+// What products read, among the inputs of a node: rows, and weights that are packed or in panels.
 #pragma once
 
 #include "../float_weights.h"
@@ -48,6 +48,12 @@ inline drl_weights read_weights(Call& call, const WeightInputs& inputs, int64_t 
   weights.values = call.values<uint8_t>(inputs.values, values, kRequired);
   weights.scales = call.values<float>(inputs.scales, {matrices, panels * kPanel}, kRequired);
   return weights;
+}
+
+// The rows of x [B, T, depth], with the weight of their norm where the node has one.
+inline drl_rows read_rows(Call& call, const Tensor& x, size_t norm, float epsilon) {
+  return {x.values<float>(), static_cast<size_t>(x.dims[0] * x.dims[1]),
+          call.values<float>(norm, {x.dims[2]}), epsilon};
 }
 
 // Float weights in panels.
